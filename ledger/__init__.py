@@ -1,0 +1,1 @@
+"""An event-sourced payment ledger: the write side and its shell."""

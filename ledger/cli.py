@@ -1,0 +1,227 @@
+"""The command `ledger`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import psycopg
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from ledger import log_output
+from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
+from ledger.migrations import SchemaError, migrate, require_migrated
+from ledger.settings import Settings
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_CANNOT_START: Final = 3
+
+app = typer.Typer(
+    name="ledger",
+    help=(
+        "An event-sourced payment ledger on Postgres, spoken to over gRPC.\n\n"
+        "Without --dsn it runs a Postgres of its own in --data-dir. Every option can also be set in the environment "
+        "or in a file .env as LEDGER_...; see .env.example.\n\n"
+        "Exit codes: 0 done; 1 done, but not all of it; 2 wrong usage; 3 it could not start or reach what it needs."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Dsn = Annotated[
+    str | None, typer.Option("--dsn", help="Connection string of a Postgres 15 or newer, instead of an embedded one.")
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where the embedded Postgres keeps its data.  [.data]")
+]
+LedgerName = Annotated[str | None, typer.Option("--ledger", help="The ledger's name.  [main]")]
+
+
+def main() -> None:
+    """Run the command line; problems that have a known cause end in one line and an exit code."""
+    try:
+        app()
+    except (EmbeddedPostgresError, SchemaError) as error:
+        _fail(str(error))
+    except psycopg.OperationalError as error:
+        _fail(f"can't reach the database: {' '.join(str(error).split())}")
+
+
+@app.command()
+def serve(
+    listen: Annotated[str | None, typer.Option("--listen", help="HOST:PORT to serve on.  [127.0.0.1:50051]")] = None,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    ledger: LedgerName = None,
+    follower: Annotated[
+        bool | None, typer.Option("--follower/--no-follower", help="Keep the read models in this process too.  [yes]")
+    ] = None,
+) -> None:
+    """Serve the ledger over gRPC until SIGTERM or Ctrl-C."""
+    from ledger.server import CannotListen, run
+
+    settings = _settings(listen=listen, dsn=dsn, data_dir=data_dir, ledger=ledger, follower=follower)
+
+    def ready(address: str) -> None:
+        where = "the database of the DSN" if settings.dsn else f"an embedded Postgres in {settings.data_dir}"
+        print(f"ledger: serving on {address} (ledger {settings.ledger}, {where})", flush=True)
+
+    with _database(settings) as database:
+        try:
+            run(settings, database, ready)
+        except CannotListen as error:
+            _fail(str(error))
+
+
+@app.command()
+def follow(dsn: Dsn = None, ledger: LedgerName = None) -> None:
+    """Keep the read models up to date, beside servers that run with --no-follower."""
+    from projections.follower import Follower
+
+    settings = _settings(dsn=dsn, ledger=ledger)
+    if settings.dsn is None:
+        _fail("follow needs --dsn (`ledger dsn` prints that of an embedded Postgres)", EXIT_USAGE)
+    require_migrated(settings.dsn, settings.ledger)
+    stopping = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: stopping.set())
+    follower = Follower(settings.dsn, settings.ledger)
+    follower.start()
+    print(f"ledger: following ledger {settings.ledger}", flush=True)
+    while follower.failure is None and not stopping.wait(0.2):
+        pass
+    follower.stop()
+    if follower.failure is not None:
+        _fail(f"the follower stopped: {follower.failure}", EXIT_FAILED)
+
+
+@app.command(name="migrate")
+def migrate_command(dsn: Dsn = None, data_dir: DataDir = None, ledger: LedgerName = None) -> None:
+    """Create or update a ledger's schema. Safe to run again, and from several places at once."""
+    settings = _settings(dsn=dsn, data_dir=data_dir, ledger=ledger)
+    with _database(settings, migrated=False) as database:
+        applied = prepare(database, settings.ledger)
+    names = ", ".join(f"{each:04}" for each in applied) or "nothing to do"
+    print(f"ledger: {settings.ledger} is up to date ({names})")
+
+
+@app.command(name="dsn")
+def dsn_command(
+    data_dir: DataDir = None,
+    role: Annotated[str, typer.Option("--role", help="owner, auditor or analyst.")] = "owner",
+) -> None:
+    """Print the connection string of a running embedded Postgres, for psql and BI tools."""
+    if role != "owner":
+        _fail(f"there is no role {role!r} yet: only owner", EXIT_USAGE)
+    print(running_dsn(_settings(data_dir=data_dir).data_dir))
+
+
+@app.command(name="import")
+def import_command(
+    accounts: Annotated[Path, typer.Argument(help="CSV: account_id,currency,kind,credit_limit")],
+    movements: Annotated[
+        Path, typer.Argument(help="CSV: id,effective_at,kind,from_account,to_account,amount,reference")
+    ],
+    server: Annotated[str, typer.Option("--server", help="HOST:PORT of a running server.")] = "127.0.0.1:50051",
+    ledger: LedgerName = None,
+) -> None:
+    """Bring a history along: accounts and movements from CSV files. Can be stopped and run again."""
+    from ledger.importer import CannotImport, run_import
+
+    try:
+        summary = run_import(accounts, movements, server=server, ledger=ledger or "", console=Console())
+    except CannotImport as error:
+        _fail(str(error), EXIT_USAGE)
+    except KeyboardInterrupt:
+        _fail("stopped; run it again to go on where it stopped", EXIT_FAILED)
+    raise typer.Exit(0 if summary.complete else EXIT_FAILED)
+
+
+@app.command()
+def demo() -> None:
+    """Show the main job: a server on an embedded Postgres, accounts, payments, and the numbers from two sides."""
+    from ledger.demo import run_demo_with_server
+
+    with tempfile.TemporaryDirectory(prefix="ledger-demo-") as folder:
+        run_demo_with_server(Console(), Path(folder))
+
+
+# --- what commands share ---------------------------------------------------------------------------------------------
+
+
+def prepare(dsn: str, ledger: str) -> list[int]:
+    """Bring a ledger's schema up to date, its read models' tables included; return the migrations applied."""
+    from ledger.postgres import connect
+    from projections import create_tables
+
+    applied = [each.number for each in migrate(dsn, ledger)]
+    with connect(dsn, ledger, "ledger-migrate") as connection:
+        create_tables(connection)
+    return applied
+
+
+@contextmanager
+def _database(settings: Settings, *, migrated: bool = True) -> Iterator[str]:
+    """The connection string to use. An embedded Postgres is started, kept running and stopped, and migrated."""
+    if settings.dsn is not None:
+        yield settings.dsn
+        return
+    with EmbeddedPostgres(settings.data_dir) as postgres:
+        if migrated:
+            prepare(postgres.dsn, settings.ledger)
+        done = threading.Event()
+        keeper = threading.Thread(target=_keep_running, args=(postgres, done), name="postgres-keeper", daemon=True)
+        keeper.start()
+        try:
+            yield postgres.dsn
+        finally:
+            done.set()
+            keeper.join()
+
+
+def _keep_running(postgres: EmbeddedPostgres, done: threading.Event) -> None:
+    """Start the embedded Postgres again if it dies."""
+    import structlog
+
+    log = structlog.get_logger(__name__)
+    while not done.wait(0.3):
+        if not postgres.running:
+            log.error("embedded_postgres_died")
+            try:
+                postgres.start()
+                log.info("embedded_postgres_restarted")
+            except EmbeddedPostgresError as error:
+                log.error("embedded_postgres_not_restarted", error=str(error))
+
+
+def _settings(**flags: Any) -> Settings:
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "data_dir" in given and "dsn" not in given:
+        # A flag outdoes the environment: --data-dir asks for the embedded Postgres.
+        given["dsn"] = None
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        _fail(problems, EXIT_USAGE)
+    log_output.configure(settings.log_level, settings.log_format)
+    return settings
+
+
+def _fail(message: str, code: int = EXIT_CANNOT_START) -> NoReturn:
+    print(f"ledger: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

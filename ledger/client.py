@@ -1,0 +1,124 @@
+"""A client that does not give up early: what a server can't answer now, it sends again with the same ids.
+
+That is safe because ids are idempotency keys: what was done already is answered as a replay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.rpc import code_pb2
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from ledger.v1 import account_pb2, account_pb2_grpc, batch_pb2, batch_pb2_grpc
+
+PATIENCE_S: Final = 60.0
+"""How long nothing at all may succeed before the client gives up."""
+
+_CONNECT_S: Final = 10.0
+_CALL_S: Final = 30.0
+_PAUSE_FIRST_S: Final = 0.05
+_PAUSE_MOST_S: Final = 2.0
+
+# INTERNAL and UNKNOWN leave open what became of a call as a whole. As the result of one command they are its result.
+_COMMAND_AGAIN: Final = frozenset(
+    {code_pb2.UNAVAILABLE, code_pb2.RESOURCE_EXHAUSTED, code_pb2.DEADLINE_EXCEEDED, code_pb2.CANCELLED}
+)
+_CALL_AGAIN: Final = _COMMAND_AGAIN | {code_pb2.INTERNAL, code_pb2.UNKNOWN}
+
+_CHANNEL_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", -1),
+    # A server that was restarted is found again in a second, not in two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+Response = TypeVar("Response")
+
+
+class NoAnswer(Exception):
+    """The server can't be reached, or has not answered for so long that waiting on makes no sense."""
+
+
+class Refused(Exception):
+    """The server refused a call for good; `status` says why."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(f"{code_name(status)}: {status.message}")
+        self.status: Final = status
+
+
+@contextmanager
+def connected(server: str) -> Iterator[grpc.Channel]:
+    """A channel to a server that answers. Raises NoAnswer if none does."""
+    with grpc.insecure_channel(server, options=_CHANNEL_OPTIONS) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
+        except grpc.FutureTimeoutError:
+            raise NoAnswer(f"no ledger answers at {server}: is `ledger serve` running there?") from None
+        yield channel
+
+
+def code_name(status: Status) -> str:
+    """The name of a status' code: "NOT_FOUND"."""
+    return code_pb2.Code.Name(code_pb2.Code.ValueType(status.code))
+
+
+class Patience:
+    """How long to go on trying: pauses that grow, and an end to it."""
+
+    def __init__(self, waiting: Callable[[str], None]) -> None:
+        """`waiting` is told why before every pause."""
+        self._waiting = waiting
+        self.renew()
+
+    def renew(self) -> None:
+        """Something went forward: count from now."""
+        self._since = time.monotonic()
+        self._pause_s = _PAUSE_FIRST_S
+
+    def pause(self, status: Status) -> None:
+        """Wait a little, and at least as long as the server asks; raise NoAnswer when it has been long enough."""
+        reason = f"{code_name(status)}: {status.message}"
+        if time.monotonic() - self._since > PATIENCE_S:
+            raise NoAnswer(f"nothing has gone forward for {PATIENCE_S:.0f} s. The server says {reason}")
+        self._waiting(reason)
+        time.sleep(max(self._pause_s, _asked_pause_s(status)))
+        self._pause_s = min(self._pause_s * 2, _PAUSE_MOST_S)
+
+
+class Sent:
+    """A batch on its way: it is in the server's hands while the caller does something else."""
+
+    def __init__(self, client: LedgerClient, request: batch_pb2.ExecuteBatchRequest) -> None:
+        self._client, self._request = client, request
+        self._call = client.execute_batch(request)
+        self.position = 0
+        """The highest position in the results, once they are there."""
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def results(self) -> list[batch_pb2.BatchResult]:
+        """One result for each command, none of them passing. Raises NoAnswer and Refused.
+
+        What could not be done for now is sent again, in the same order.
+        """
+        patience = Patience(self._client.waiting)
+        results = list(self._answer(patience))
+        while passing := [number for number, each in enumerate(results) if _is_passing(each)]:
+            patience.pause(results[passing[0]].error)
+            again = [self._request.commands[number] for number in passing]
+            self._call = self._client.execute_batch(self._request)
+        return results
+
+    def _answer(self, patience: Patience) -> Any: ...
+
+
+class LedgerClient: ...

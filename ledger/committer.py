@@ -1,0 +1,480 @@
+"""The committer: takes the commands that wait, decides them in memory, records all their events in one append, answers.
+
+One per ledger and process, in a thread of its own. Nothing is answered before all that it was decided on is durable,
+replays and refusals included: a batch that records nothing still checks that the log ends where its decisions hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from threading import Thread
+from time import monotonic, sleep
+from typing import Final
+
+import psycopg
+import structlog
+from eventsourcing.persistence import StoredEvent
+
+from ledger.domain.account import Account
+from ledger.domain.aggregate import Stamp
+from ledger.domain.book import Book
+from ledger.domain.commands import Command
+from ledger.domain.decisions import ACCOUNT_COMMANDS, PAYMENT_COMMANDS, Outcome, decide, streams_behind, streams_of
+from ledger.domain.errors import BatchAborted, DeclinedInBatch, Refusal
+from ledger.domain.events import (
+    FundsCredited,
+    FundsDebited,
+    LedgerEvent,
+    TransferDeclined,
+    account_stream,
+    payment_stream,
+)
+from ledger.domain.payment import Payment
+from ledger.memory import Memory
+from ledger.outages import (
+    DatabaseUnavailable,
+    DeadlinePassed,
+    Internal,
+    NotRecorded,
+    OutcomeUnknown,
+    ShuttingDown,
+    WritesStopped,
+)
+from ledger.ticket import Chunk, Mode, Queue, Result, Ticket
+from ledger.upcasters import EventMapper
+from ledger.writer import (
+    AppendUnknown,
+    Head,
+    HeadMoved,
+    LogLostTail,
+    NotReplicated,
+    NotWritten,
+    Wanted,
+    Writer,
+)
+
+CLOCK_OFF_S: Final = 5.0
+SETTLE_S: Final = 5.0
+QUEUE_MOST_COMMANDS: Final = 20_000
+MEMORY_MOST_STREAMS: Final = 65_536
+_MOVED_MOST: Final = 100_000
+_IDLE_CHECK_S: Final = 1.0
+_RECONNECT_S: Final = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def deliver_in_thread(tickets: Sequence[Ticket]) -> None:
+    """Hand out results right in the committer's thread."""
+    for ticket in tickets:
+        ticket.waiter.set_result(ticket.results)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What a batch came to, at one head: the results by chunk, and what has to be recorded for them to hold."""
+
+    results: list[list[Result]]
+    book: Book
+    events: list[StoredEvent]
+    recorded_at: datetime
+    checked: bool
+    """Whether the log was seen to end where the decisions hold while they were made."""
+
+
+class Committer:
+    """Decides and records for one ledger. `submit` from any thread; results are handed out by `deliver`."""
+
+    def __init__(
+        self,
+        dsn: str,
+        ledger: str = "main",
+        *,
+        deliver: Callable[[Sequence[Ticket]], None] = deliver_in_thread,
+        appended: Callable[[int], None] = lambda _: None,
+        clock: Callable[[], datetime] = utc_now,
+        queue_most: int = QUEUE_MOST_COMMANDS,
+        memory_most: int = MEMORY_MOST_STREAMS,
+    ) -> None:
+        """`appended` is told the head after every append, in the committer's thread."""
+        self._dsn, self._ledger, self._clock = dsn, ledger, clock
+        self._deliver, self._appended = deliver, appended
+        self._mapper = EventMapper()
+        self._memory = Memory(self._mapper, memory_most)
+        self._queue = Queue(queue_most)
+        self._writer: Writer | None = None
+        self._outage: Refusal | None = DatabaseUnavailable()
+        self._stopping = False
+        self._thread = Thread(target=self._run, name=f"committer-{ledger}", daemon=True)
+        self.lost_races = 0
+        """How many batches were decided twice because somebody else appended first."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take nothing more, finish what waits, and end."""
+        self._stopping = True
+        self._queue.interrupt()
+        self._thread.join()
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a ticket. Raises the Outage that stands in the way, at once, if one does."""
+        if self._stopping:
+            raise ShuttingDown
+        if self._outage is not None:
+            raise self._outage
+        self._queue.put(ticket)
+
+    @property
+    def outage(self) -> Refusal | None:
+        """Why commands are refused now, or None while they are served."""
+        return self._outage
+
+    @property
+    def head(self) -> Head:
+        """The end of the log, as far as this committer has seen it."""
+        return self._memory.head
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait."""
+        return len(self._queue)
+
+    # --- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not (self._stopping and not len(self._queue)):
+            if self._writer is None and not self._connect():
+                self._refuse_all()
+                if not self._stopping:
+                    sleep(_RECONNECT_S)
+                continue
+            chunks = self._queue.take(_IDLE_CHECK_S)
+            if chunks:
+                self._commit(self._in_time(chunks))
+            elif not self._stopping:
+                self._guard(self._check_idle)
+        self._disconnect()
+
+    def _commit(self, chunks: list[Chunk]) -> None:
+        """Decide, record and answer. Whatever fails, every chunk is answered."""
+        try:
+            results = self._decide_and_record_somehow(chunks)
+        except NotWritten as error:
+            log.error("append_failed", ledger=self._ledger, sqlstate=str(error))
+            results = _all(chunks, NotRecorded())
+        except NotReplicated:
+            log.error("append_not_replicated", ledger=self._ledger)
+            self._lose_database()
+            results = _all(chunks, OutcomeUnknown())
+        except OutcomeUnknown as outage:
+            log.error("append_stays_unknown", ledger=self._ledger)
+            results = _all(chunks, outage)
+        except LogLostTail as error:
+            self._stop_writing(str(error))
+            results = _all(chunks, self._outage or Internal())
+        except psycopg.Error as error:
+            log.warning("database_lost", ledger=self._ledger, error=str(error).strip())
+            self._lose_database()
+            results = _all(chunks, DatabaseUnavailable())
+        except Exception:
+            log.exception("commit_failed", ledger=self._ledger)
+            self._memory.forget_all()
+            self._disconnect()
+            results = _all(chunks, Internal())
+        self._memory.tidy()
+        self._answer(chunks, results)
+
+    def _answer(self, chunks: Sequence[Chunk], results: Sequence[list[Result]]) -> None:
+        for chunk, more in zip(chunks, results, strict=True):
+            chunk.ticket.results += more
+        done = [chunk.ticket for chunk in chunks if chunk.ticket.is_done]
+        if done:
+            self._deliver(done)
+
+    def _in_time(self, chunks: list[Chunk]) -> list[Chunk]:
+        """The chunks whose deadline has not passed; the others are answered."""
+        late = [chunk for chunk in chunks if chunk.ticket.is_late()]
+        if not late:
+            return chunks
+        self._answer(late, _all(late, DeadlinePassed()))
+        return [chunk for chunk in chunks if chunk not in late]
+
+    # --- deciding and recording --------------------------------------------------------------------------------------
+
+    def _decide_and_record_somehow(self, chunks: list[Chunk]) -> list[list[Result]]:
+        """Decide and record. A connection that turns out to be lost before anything was sent is replaced once."""
+        try:
+            return self._decide_and_record(chunks)
+        except psycopg.OperationalError:
+            self._lose_database()
+            if not self._connect():
+                raise
+            return self._decide_and_record(chunks)
+
+    def _decide_and_record(self, chunks: list[Chunk]) -> list[list[Result]]:
+        """Two tries at most: if somebody else appends first, the second try is made in our turn, when nobody can."""
+        if not chunks:
+            return []
+        writer = self._connected()
+        try:
+            decided = self._decide(chunks)
+            if decided.events:
+                self._append(writer, decided)
+            elif not decided.checked:
+                self._require_head(writer.head())
+        except HeadMoved:
+            self.lost_races += 1
+            with writer.turn():
+                self._catch_up(writer)
+                decided = self._decide(chunks)
+                if decided.events:
+                    writer.append(self._memory.head, decided.events, decided.recorded_at)
+        self._remember(decided)
+        return decided.results
+
+    def _append(self, writer: Writer, decided: Decided) -> None:
+        """Record what was decided, or raise; where the outcome is not known, the log is asked."""
+        head = self._memory.head
+        try:
+            writer.append(head, decided.events, decided.recorded_at)
+        except AppendUnknown as error:
+            log.warning("append_unknown", ledger=self._ledger, head=head.position, error=repr(error.__cause__))
+            if not self._settle(writer, head, decided):
+                raise NotWritten("not in the log") from error
+
+    def _settle(self, lost: Writer, head: Head, decided: Decided) -> bool:
+        """Whether what was decided is in the log; raise OutcomeUnknown if the database stays away."""
+        self._lose_database()
+        give_up = monotonic() + SETTLE_S
+        while True:
+            try:
+                fresh = Writer(self._dsn, self._ledger, self._clock)
+                landed = fresh.settle(lost, head, decided.events)
+            except (psycopg.Error, AppendUnknown, NotWritten) as error:
+                if monotonic() > give_up:
+                    raise OutcomeUnknown from error
+                sleep(_RECONNECT_S)
+            else:
+                self._writer, self._outage = fresh, None
+                log.info("append_settled", ledger=self._ledger, head=head.position, recorded=landed)
+                return landed
+
+    def _remember(self, decided: Decided) -> None:
+        if decided.events:
+            head = Head(self._memory.head.position + len(decided.events), decided.recorded_at)
+            self._memory.recorded(decided.book.changed, head)
+            self._appended(head.position)
+
+    def _decide(self, chunks: Sequence[Chunk]) -> Decided:
+        """Decide on a layer over the memory, having loaded all that it takes; raise HeadMoved if that is behind."""
+        commands = [command for chunk in chunks for command in chunk.commands]
+        checked = self._load(_wanted(commands, self._memory))
+        # What a payment's accounts are is only known when the payment is.
+        checked = self._load(_wanted_behind(commands, self._memory)) or checked
+        now = max(self._clock(), self._memory.head.recorded_at)
+        book = Book(self._memory, self._memory.head.position)
+        results = [self._decide_chunk(chunk, book, now) for chunk in chunks]
+        stored = [self._mapper.to_stored_event(event) for event in book.events]
+        return Decided(results, book, stored, now, checked)
+
+    def _load(self, wanted: Wanted) -> bool:
+        """Load what is wanted, if anything; whether the head was seen to be the memory's."""
+        if not wanted:
+            return False
+        loaded = self._connected().load(wanted)
+        self._require_head(loaded.head)
+        self._memory.learn(wanted, loaded)
+        return True
+
+    def _decide_chunk(self, chunk: Chunk, book: Book, now: datetime) -> list[Result]:
+        ticket = chunk.ticket
+        if ticket.mode is Mode.INDEPENDENT and not ticket.validate_only:
+            return [self._decide_one(command, ticket, book, now) for command in chunk.commands]
+        layer = book.layer()
+        results: list[Result] = []
+        for number, command in enumerate(chunk.commands):
+            result = self._decide_one(command, ticket, layer, now)
+            failure = _failure(result) if ticket.mode is Mode.ATOMIC else None
+            if failure is not None:
+                results = [BatchAborted(failed=number)] * len(chunk.commands)
+                results[number] = failure
+                return results
+            results.append(result)
+        if not ticket.validate_only:
+            book.merge(layer)
+        return results
+
+    def _decide_one(self, command: Command, ticket: Ticket, book: Book, now: datetime) -> Result:
+        layer = book.layer()
+        stamp = Stamp(now, ticket.actor, ticket.correlation_id, book.next_position)
+        try:
+            outcome = decide(command, layer, stamp)
+            require_balanced(layer.events)
+        except Refusal as refusal:
+            return refusal.with_traceback(None)
+        except Exception:
+            log.exception("decision_failed", ledger=self._ledger, command=type(command).__name__)
+            return Internal()
+        accounts = [each for each in layer.changed.values() if isinstance(each, Account)]
+        if not command.validate_only:
+            book.merge(layer)
+        return _as_if(outcome, accounts) if command.validate_only or ticket.validate_only else outcome
+
+    # --- the log's head ----------------------------------------------------------------------------------------------
+
+    def _require_head(self, head: Head) -> None:
+        known = self._memory.head.position
+        if head.position < known:
+            raise LogLostTail(f"the log ends at position {head.position}, and this server has seen {known}")
+        if head.position > known:
+            raise HeadMoved
+
+    def _catch_up(self, writer: Writer) -> None:
+        """Be at the head of the log: forget what others changed since."""
+        try:
+            self._require_head(head := writer.head())
+        except HeadMoved:
+            if head.position - self._memory.head.position > _MOVED_MOST:
+                self._memory.forget_all()
+                self._memory.move_to(head, ())
+            else:
+                self._memory.move_to(head, writer.moved_since(self._memory.head.position))
+
+    # --- the connection ----------------------------------------------------------------------------------------------
+
+    def _connected(self) -> Writer:
+        assert self._writer is not None
+        return self._writer
+
+    def _connect(self) -> bool:
+        """Connect and begin to serve, if all is well; whether it is."""
+        if isinstance(self._outage, WritesStopped) and self._outage.details.get("final"):
+            return False
+        return self._guard(self._begin)
+
+    def _begin(self) -> None:
+        self._writer = Writer(self._dsn, self._ledger, self._clock)
+        self._catch_up(self._writer)
+        self._check_clock()
+
+    def _check_idle(self) -> None:
+        writer = self._connected()
+        writer.check_clock()
+        self._catch_up(writer)
+        self._check_clock()
+
+    def _check_clock(self) -> None:
+        """Serve only while this machine's clock is near the database's and not behind the log's."""
+        offset = self._connected().clock_offset_s
+        behind = (self._memory.head.recorded_at - self._clock()).total_seconds()
+        if abs(offset) > CLOCK_OFF_S:
+            self._outage = WritesStopped(why=f"its clock is {offset:+.1f} s off the database's")
+        elif behind > CLOCK_OFF_S:
+            self._outage = WritesStopped(why=f"its clock is {behind:.1f} s behind the last event of the log")
+        else:
+            if self._outage is not None:
+                log.info("serving_writes", ledger=self._ledger, head=self._memory.head.position)
+            self._outage = None
+
+    def _guard(self, step: Callable[[], None]) -> bool:
+        """Do a step in which nothing is recorded; on an error give the connection up. Whether it went well."""
+        try:
+            step()
+        except LogLostTail as error:
+            self._stop_writing(str(error))
+        except psycopg.Error as error:
+            if not isinstance(self._outage, DatabaseUnavailable) or self._writer is not None:
+                log.warning("database_unavailable", ledger=self._ledger, error=str(error).strip())
+            self._lose_database()
+        else:
+            return True
+        return False
+
+    def _lose_database(self) -> None:
+        self._outage = DatabaseUnavailable()
+        self._disconnect()
+
+    def _stop_writing(self, why: str) -> None:
+        log.critical("writes_stopped", ledger=self._ledger, why=why)
+        self._outage = WritesStopped(why=why, final=1)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _refuse_all(self) -> None:
+        outage = ShuttingDown() if self._stopping else self._outage or DatabaseUnavailable()
+        tickets = self._queue.clear()
+        for ticket in tickets:
+            ticket.results += [outage] * (len(ticket.commands) - len(ticket.results))
+        if tickets:
+            self._deliver(tickets)
+
+
+def require_balanced(events: Sequence[LedgerEvent]) -> None:
+    """Assert that the debits of one command equal its credits in each currency: money is never made or lost."""
+    net: Counter[str] = Counter()
+    for event in events:
+        if isinstance(event, FundsDebited):
+            net[event.after.currency_code] -= event.amount
+        elif isinstance(event, FundsCredited):
+            net[event.after.currency_code] += event.amount
+    assert not any(net.values()), f"debits and credits differ by {dict(net)}"
+
+
+def _wanted(commands: Sequence[Command], memory: Memory) -> Wanted:
+    wanted = Wanted()
+    for command in commands:
+        for stream in streams_of(command):
+            if not memory.knows(stream):
+                (wanted.last if stream.startswith("account/") else wanted.whole).add(stream)
+        if isinstance(command, ACCOUNT_COMMANDS):
+            stream = account_stream(command.account_id)
+            if stream in wanted.last:
+                wanted.first.add(stream)
+            elif isinstance(account := memory.get(stream), Account) and account.opening is None:
+                wanted.last.add(stream)
+                wanted.first.add(stream)
+    return wanted
+
+
+def _wanted_behind(commands: Sequence[Command], memory: Memory) -> Wanted:
+    wanted = Wanted()
+    for command in commands:
+        if isinstance(command, PAYMENT_COMMANDS):
+            payment = memory.get(payment_stream(command.payment_id))
+            if isinstance(payment, Payment):
+                wanted.last.update(stream for stream in streams_behind(payment) if not memory.knows(stream))
+    return wanted
+
+
+def _failure(result: Result) -> Refusal | None:
+    """What makes an ATOMIC batch fail: a refusal, or a decline, first or replayed."""
+    if isinstance(result, Refusal):
+        return result
+    event = result.decline
+    if event is None:
+        return None
+    leg = f" in leg {event.declined_leg}" if isinstance(event, TransferDeclined) else ""
+    return DeclinedInBatch(str(event.decline_reason), f" by account {event.declined_account_id!r}{leg}")
+
+
+def _as_if(outcome: Outcome, accounts: Sequence[Account]) -> Outcome:
+    """The outcome of a command that was only validated: nothing is recorded, and the accounts show what would be."""
+    position = outcome.position if outcome.replayed else 0
+    return replace(outcome, accounts=tuple(sorted(accounts, key=lambda each: each.id)), position=position)
+
+
+def _all(chunks: Sequence[Chunk], result: Result) -> list[list[Result]]:
+    return [[result] * len(chunk.commands) for chunk in chunks]

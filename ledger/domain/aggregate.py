@@ -1,0 +1,63 @@
+"""What accounts, payments and transfers share: one stream each, born from its first event, cheap to copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Self
+
+from eventsourcing.domain import BaseAggregate
+
+from ledger.domain.events import LedgerEvent
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the events of one command have in common: when, by whom, for which request, and where in the log."""
+
+    timestamp: datetime
+    actor: str
+    correlation_id: str
+    command_position: int
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        return {
+            "timestamp": self.timestamp,
+            "actor": self.actor,
+            "correlation_id": self.correlation_id,
+            "command_position": self.command_position,
+        }
+
+
+class LedgerAggregate(BaseAggregate[str]):
+    """An aggregate whose whole state is values that are replaced and never changed, so that a copy may share them.
+
+    The aggregates of one decision share one list of pending events: its order is the order in the log.
+    """
+
+    @classmethod
+    def at(cls, event: LedgerEvent, pending: list[LedgerEvent] | None = None) -> Self:
+        """The aggregate right after `event`, when that event alone tells its state (or is its first)."""
+        aggregate = cls.__new__(cls)
+        aggregate.__base_init__(event.originator_id, event.originator_version, event.timestamp)
+        aggregate.__init__()  # type: ignore[misc]
+        if pending is not None:
+            aggregate._pending_events = pending  # type: ignore[assignment]
+        event.apply(aggregate)
+        return aggregate
+
+    @classmethod
+    def born(cls, event: LedgerEvent, pending: list[LedgerEvent]) -> Self:
+        """A new aggregate; its first event joins the `pending` ones."""
+        aggregate = cls.at(event, pending)
+        pending.append(event)
+        return aggregate
+
+    def copy(self, pending: list[LedgerEvent]) -> Self:
+        """A copy whose events go to `pending`; what happens to it leaves the original as it is."""
+        twin = self.__class__.__new__(self.__class__)
+        twin.__dict__.update(self.__dict__)
+        twin._pending_events = pending  # type: ignore[assignment]
+        return twin

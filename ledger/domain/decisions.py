@@ -1,0 +1,334 @@
+"""What the ledger answers to each command: the rules, in the order in which they are checked.
+
+Malformed (a command that exists is well-formed), id used, not found, preconditions, currency, closed, frozen, amounts,
+funds. The rules from `currency` on are the aggregates' own (account.py, payment.py, transfer.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from ledger.domain.account import Account
+from ledger.domain.aggregate import Stamp
+from ledger.domain.book import Book
+from ledger.domain.commands import (
+    AuthorizePayment,
+    CapturePayment,
+    CloseAccount,
+    Command,
+    ExpireAuthorization,
+    FreezeAccount,
+    IncrementAuthorization,
+    OpenAccount,
+    PostTransfer,
+    RefundPayment,
+    SetCreditLimit,
+    UnfreezeAccount,
+    VoidPayment,
+)
+from ledger.domain.errors import (
+    EffectiveInFuture,
+    FieldViolation,
+    IdAlreadyUsed,
+    PaymentNotFound,
+    VersionMismatch,
+)
+from ledger.domain.events import (
+    AccountKind,
+    AccountStatus,
+    PaymentDeclined,
+    PaymentEvent,
+    PaymentVoided,
+    TransferDeclined,
+    TransferEvent,
+    account_stream,
+    payment_stream,
+    transfer_stream,
+)
+from ledger.domain.payment import Payment
+from ledger.domain.transfer import Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a command: the thing as it was right after it, and where and when that was recorded.
+
+    `position` is that of the command's last event. A replay is the first outcome again, with `replayed` set.
+    A command that was only validated has no position (0), and `accounts` are those that it touched, as they would be.
+    """
+
+    thing: Account | Payment | Transfer
+    position: int
+    recorded_at: datetime
+    replayed: bool = False
+    accounts: tuple[Account, ...] = ()
+
+    @property
+    def decline(self) -> PaymentDeclined | TransferDeclined | None:
+        """The event that says why, if it was a decline."""
+        if isinstance(self.thing, Payment):
+            return self.thing.request if isinstance(self.thing.request, PaymentDeclined) else None
+        if isinstance(self.thing, Transfer):
+            return self.thing.outcome if isinstance(self.thing.outcome, TransferDeclined) else None
+        return None
+
+
+def decide(command: Command, book: Book, stamp: Stamp) -> Outcome:
+    """Decide on a command in `book`, whose events then tell what to record; raise a Refusal when it is refused."""
+    return _DECIDE[type(command)](command, book, stamp)
+
+
+def streams_of(command: Command) -> list[str]:
+    """The streams that a decision on the command looks at, as far as the command itself tells."""
+    accounts = [each.account_id for each in command.preconditions]
+    streams = []
+    if isinstance(command, AuthorizePayment):
+        accounts += command.payer_account_id, command.payee_account_id
+        streams.append(payment_stream(command.payment_id))
+    elif isinstance(command, PostTransfer):
+        for leg in command.legs:
+            accounts += leg.from_account_id, leg.to_account_id
+        streams.append(transfer_stream(command.transfer_id))
+    elif isinstance(command, PAYMENT_COMMANDS):
+        streams.append(payment_stream(command.payment_id))
+    elif isinstance(command, ACCOUNT_COMMANDS):
+        accounts.append(command.account_id)
+    return streams + [account_stream(account_id) for account_id in accounts]
+
+
+def streams_behind(payment: Payment) -> list[str]:
+    """The streams that a decision on an existing payment looks at besides its own."""
+    return [account_stream(payment.request.payer_account_id), account_stream(payment.request.payee_account_id)]
+
+
+# --- accounts --------------------------------------------------------------------------------------------------------
+
+
+def _open_account(command: OpenAccount, book: Book, stamp: Stamp) -> Outcome:
+    existing = book.get(account_stream(command.account_id))
+    if existing is not None:
+        assert isinstance(existing, Account)
+        assert existing.opening is not None
+        _require_same(command, existing.opening, "account_id", command.account_id)
+        opened = Account.at(existing.opening)
+        return Outcome(opened, existing.opening.command_position, existing.opening.timestamp, replayed=True)
+    _check_preconditions(command, book)
+    account = Account.open(command, stamp, book.events)
+    book.add(account)
+    return Outcome(account, stamp.command_position, stamp.timestamp)
+
+
+def _set_credit_limit(command: SetCreditLimit, book: Book, stamp: Stamp) -> Outcome:
+    account = book.account(command.account_id)
+    account.require_currency(command.credit_limit.currency_code)
+    limit = command.credit_limit.minor_units
+    if account.state.kind is AccountKind.CUSTOMER and account.state.credit_limit == limit:
+        return _already_so(account, stamp)
+    _check_preconditions(command, book)
+    account.set_credit_limit(limit, command.reason, stamp)
+    return Outcome(account, stamp.command_position, stamp.timestamp)
+
+
+def _freeze_account(command: FreezeAccount, book: Book, stamp: Stamp) -> Outcome:
+    account = book.account(command.account_id)
+    if account.state.freeze_scope is command.scope:
+        return _already_so(account, stamp)
+    _check_preconditions(command, book)
+    account.freeze(command.scope, command.reason, stamp)
+    return Outcome(account, stamp.command_position, stamp.timestamp)
+
+
+def _unfreeze_account(command: UnfreezeAccount, book: Book, stamp: Stamp) -> Outcome:
+    account = book.account(command.account_id)
+    if account.state.status is AccountStatus.OPEN:
+        return _already_so(account, stamp)
+    _check_preconditions(command, book)
+    account.unfreeze(command.reason, stamp)
+    return Outcome(account, stamp.command_position, stamp.timestamp)
+
+
+def _close_account(command: CloseAccount, book: Book, stamp: Stamp) -> Outcome:
+    account = book.account(command.account_id)
+    if account.state.status is AccountStatus.CLOSED:
+        return _already_so(account, stamp)
+    _check_preconditions(command, book)
+    account.close(command.reason, stamp)
+    return Outcome(account, stamp.command_position, stamp.timestamp)
+
+
+def _already_so(account: Account, stamp: Stamp) -> Outcome:
+    """A command that sets a state which is so already: a replay, found at the head.
+
+    Like an id that is used, it is found before the preconditions are looked at: a retry whose first answer was lost
+    is answered as done, though the account has moved on from the version that it expects.
+    """
+    return Outcome(account, stamp.command_position - 1, account.modified_on, replayed=True)
+
+
+# --- payments --------------------------------------------------------------------------------------------------------
+
+
+def _authorize_payment(command: AuthorizePayment, book: Book, stamp: Stamp) -> Outcome:
+    existing = book.find_payment(command.payment_id)
+    if existing is not None:
+        _require_same(command, existing.request, "payment_id", command.payment_id)
+        return _payment_outcome(existing, existing.request, replayed=True)
+    _require_not_in_future(command.effective_at, stamp)
+    payer, payee = book.account(command.payer_account_id), book.account(command.payee_account_id)
+    _check_preconditions(command, book)
+    payment = payer.authorize_payment(command, payee, stamp)
+    book.add(payment)
+    return _payment_outcome(payment, payment.request)
+
+
+def _increment_authorization(command: IncrementAuthorization, book: Book, stamp: Stamp) -> Outcome:
+    payment = _existing_payment(command.payment_id, book)
+    replay = _replayed_change(payment, command, "increment_id", command.increment_id)
+    if replay:
+        return replay
+    _check_preconditions(command, book)
+    payment.increment(command, *_accounts_of(payment, book), stamp)
+    return _payment_outcome(payment, payment.history[-1])
+
+
+def _capture_payment(command: CapturePayment, book: Book, stamp: Stamp) -> Outcome:
+    payment = _existing_payment(command.payment_id, book)
+    replay = _replayed_change(payment, command, "capture_id", command.capture_id)
+    if replay:
+        return replay
+    _require_not_in_future(command.effective_at, stamp)
+    _check_preconditions(command, book)
+    payment.capture(command, *_accounts_of(payment, book), stamp)
+    return _payment_outcome(payment, payment.history[-1])
+
+
+def _void_payment(command: VoidPayment, book: Book, stamp: Stamp) -> Outcome:
+    payment = _existing_payment(command.payment_id, book)
+    for event in payment.history:
+        if isinstance(event, PaymentVoided):
+            return _payment_outcome(payment, event, replayed=True)
+    _check_preconditions(command, book)
+    payer, _ = _accounts_of(payment, book)
+    payment.void(command.reason, payer, stamp)
+    return _payment_outcome(payment, payment.history[-1])
+
+
+def _expire_authorization(command: ExpireAuthorization, book: Book, stamp: Stamp) -> Outcome:
+    payment = _existing_payment(command.payment_id, book)
+    if payment.amounts.capturable == 0 or not payment.is_expired(stamp.timestamp):
+        return _payment_outcome(payment, payment.history[-1], replayed=True)
+    payer, _ = _accounts_of(payment, book)
+    payment.expire(payer, stamp)
+    return _payment_outcome(payment, payment.history[-1])
+
+
+def _refund_payment(command: RefundPayment, book: Book, stamp: Stamp) -> Outcome:
+    payment = _existing_payment(command.payment_id, book)
+    replay = _replayed_change(payment, command, "refund_id", command.refund_id)
+    if replay:
+        return replay
+    _require_not_in_future(command.effective_at, stamp)
+    _check_preconditions(command, book)
+    payment.refund(command, *_accounts_of(payment, book), stamp)
+    return _payment_outcome(payment, payment.history[-1])
+
+
+def _existing_payment(payment_id: str, book: Book) -> Payment:
+    payment = book.find_payment(payment_id)
+    if payment is None:
+        raise PaymentNotFound(payment_id=payment_id)
+    return payment
+
+
+def _accounts_of(payment: Payment, book: Book) -> tuple[Account, Account]:
+    return book.account(payment.request.payer_account_id), book.account(payment.request.payee_account_id)
+
+
+def _replayed_change(payment: Payment, command: Command, id_field: str, change_id: str) -> Outcome | None:
+    """The first outcome of an increment, capture or refund whose id is known already. The three share one id space."""
+    event = payment.changes.get(change_id)
+    if event is None:
+        return None
+    if not hasattr(event, id_field):
+        raise IdAlreadyUsed(id_field=id_field, id=change_id, field=id_field)
+    _require_same(command, event, id_field, change_id)
+    return _payment_outcome(payment, event, replayed=True)
+
+
+def _payment_outcome(payment: Payment, event: PaymentEvent, *, replayed: bool = False) -> Outcome:
+    thing = payment.as_after(event) if replayed else payment
+    return Outcome(thing, event.last_position, event.timestamp, replayed)
+
+
+# --- transfers -------------------------------------------------------------------------------------------------------
+
+
+def _post_transfer(command: PostTransfer, book: Book, stamp: Stamp) -> Outcome:
+    existing = book.find_transfer(command.transfer_id)
+    if existing is not None:
+        _require_same(command, existing.outcome, "transfer_id", command.transfer_id)
+        return _transfer_outcome(existing, existing.outcome, replayed=True)
+    _require_not_in_future(command.effective_at, stamp)
+    accounts = {}
+    for leg in command.legs:
+        for account_id in (leg.from_account_id, leg.to_account_id):
+            accounts[account_id] = book.account(account_id)
+    _check_preconditions(command, book)
+    transfer = Transfer.post(command, accounts, stamp, book.events)
+    book.add(transfer)
+    return _transfer_outcome(transfer, transfer.outcome)
+
+
+def _transfer_outcome(transfer: Transfer, event: TransferEvent, *, replayed: bool = False) -> Outcome:
+    return Outcome(transfer, event.last_position, event.timestamp, replayed)
+
+
+# --- checks that commands share --------------------------------------------------------------------------------------
+
+
+def _require_same(command: Command, recorded: Any, id_field: str, id_: str) -> None:
+    field = command.difference(recorded)
+    if field:
+        raise IdAlreadyUsed(id_field=id_field, id=id_, field=field)
+
+
+def _require_not_in_future(effective_at: datetime | None, stamp: Stamp) -> None:
+    if effective_at is not None and effective_at > stamp.timestamp:
+        now = stamp.timestamp.isoformat()
+        raise EffectiveInFuture(FieldViolation("effective_at", f"must not be later than now, {now}"))
+
+
+def _check_preconditions(command: Command, book: Book) -> None:
+    for each in command.preconditions:
+        version = book.account(each.account_id).version
+        if version != each.expected_version:
+            raise VersionMismatch(account_id=each.account_id, version=version, expected_version=each.expected_version)
+
+
+ACCOUNT_COMMANDS: Final = (OpenAccount, SetCreditLimit, FreezeAccount, UnfreezeAccount, CloseAccount)
+PAYMENT_COMMANDS: Final = (
+    AuthorizePayment,
+    IncrementAuthorization,
+    CapturePayment,
+    VoidPayment,
+    ExpireAuthorization,
+    RefundPayment,
+)
+
+_DECIDE: Final[dict[type[Command], Callable[[Any, Book, Stamp], Outcome]]] = {
+    OpenAccount: _open_account,
+    SetCreditLimit: _set_credit_limit,
+    FreezeAccount: _freeze_account,
+    UnfreezeAccount: _unfreeze_account,
+    CloseAccount: _close_account,
+    AuthorizePayment: _authorize_payment,
+    IncrementAuthorization: _increment_authorization,
+    CapturePayment: _capture_payment,
+    VoidPayment: _void_payment,
+    ExpireAuthorization: _expire_authorization,
+    RefundPayment: _refund_payment,
+    PostTransfer: _post_transfer,
+}

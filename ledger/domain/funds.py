@@ -1,0 +1,79 @@
+"""The rules of money on an account, as functions of its state: what stops a debit or a credit, and what one does."""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+from ledger.domain.events import AccountKind, AccountState, AccountStatus, DeclineReason, FreezeScope
+from ledger.domain.money import MAX_MINOR_UNITS
+
+_PRECEDENCE: Final = (
+    DeclineReason.ACCOUNT_CLOSED,
+    DeclineReason.ACCOUNT_FROZEN,
+    DeclineReason.BALANCE_LIMIT,
+    DeclineReason.INSUFFICIENT_FUNDS,
+)
+
+Whose = TypeVar("Whose")
+
+
+def debit_blocked(state: AccountState) -> DeclineReason | None:
+    """Whether the account may not pay at all now."""
+    if state.status is AccountStatus.CLOSED:
+        return DeclineReason.ACCOUNT_CLOSED
+    frozen = state.freeze_scope in (FreezeScope.DEBITS, FreezeScope.ALL)
+    return DeclineReason.ACCOUNT_FROZEN if frozen else None
+
+
+def credit_blocked(state: AccountState) -> DeclineReason | None:
+    """Whether the account may not be paid at all now."""
+    if state.status is AccountStatus.CLOSED:
+        return DeclineReason.ACCOUNT_CLOSED
+    frozen = state.freeze_scope in (FreezeScope.CREDITS, FreezeScope.ALL)
+    return DeclineReason.ACCOUNT_FROZEN if frozen else None
+
+
+def debit_exceeds(state: AccountState, amount: int) -> DeclineReason | None:
+    """Why just this amount can't be spent or reserved now.
+
+    A CUSTOMER can spend what is available. An EXTERNAL account can spend anything, down to the bound of all balances.
+    """
+    if state.reserved + amount > MAX_MINOR_UNITS:
+        return DeclineReason.BALANCE_LIMIT
+    if state.kind is AccountKind.CUSTOMER:
+        return DeclineReason.INSUFFICIENT_FUNDS if amount > state.available else None
+    too_low = state.posted - state.reserved - amount < -MAX_MINOR_UNITS
+    return DeclineReason.BALANCE_LIMIT if too_low else None
+
+
+def credit_exceeds(state: AccountState, amount: int) -> DeclineReason | None:
+    """Why just this amount can't be received now."""
+    return DeclineReason.BALANCE_LIMIT if state.posted + amount > MAX_MINOR_UNITS else None
+
+
+def first_decline(*found: tuple[Whose, DeclineReason | None]) -> tuple[Whose, DeclineReason] | None:
+    """The decline that is named when there are several: closed, frozen, amounts, funds; the first account's first."""
+    declines = [(whose, reason) for whose, reason in found if reason]
+    return min(declines, key=lambda each: _PRECEDENCE.index(each[1])) if declines else None
+
+
+def posted(state: AccountState, change: int) -> AccountState:
+    """The state after `change` was posted."""
+    return _moved(state, change, 0)
+
+
+def reserved(state: AccountState, change: int) -> AccountState:
+    """The state after `change` was reserved (or released, when negative)."""
+    return _moved(state, 0, change)
+
+
+def _moved(state: AccountState, posted_change: int, reserved_change: int) -> AccountState:
+    return AccountState(
+        credit_limit=state.credit_limit,
+        currency_code=state.currency_code,
+        freeze_scope=state.freeze_scope,
+        kind=state.kind,
+        posted=state.posted + posted_change,
+        reserved=state.reserved + reserved_change,
+        status=state.status,
+    )

@@ -1,0 +1,94 @@
+"""A committer's memory: aggregates as they are at one position of the log, the least recently used forgotten."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+from ledger.domain.account import Account
+from ledger.domain.aggregate import LedgerAggregate
+from ledger.domain.events import AccountOpened, LedgerEvent
+from ledger.domain.payment import Payment
+from ledger.domain.transfer import Transfer
+from ledger.event_log import RecordedEvent
+from ledger.upcasters import EventMapper
+from ledger.writer import Head, Loaded, Wanted
+
+
+class Memory:
+    """The log up to `head`, as far as it is remembered.
+
+    A stream that was looked for and has no events is remembered as such only until `tidy`: most new commands
+    create what was missing.
+    """
+
+    def __init__(self, mapper: EventMapper, most_streams: int) -> None:
+        self.head = Head()
+        self._mapper = mapper
+        self._most = most_streams
+        self._known: OrderedDict[str, LedgerAggregate] = OrderedDict()
+        self._missing: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def knows(self, stream: str) -> bool:
+        return stream in self._known or stream in self._missing
+
+    def get(self, stream: str) -> LedgerAggregate | None:
+        """The aggregate of a stream, or None if it has no events. The stream has to be one that is known."""
+        found = self._known.get(stream)
+        assert found is not None or stream in self._missing, f"{stream} was decided on without having been loaded"
+        return found
+
+    def learn(self, wanted: Wanted, loaded: Loaded) -> None:
+        """Take in what was loaded at this memory's head."""
+        openings = {event.originator_id: self._read(event) for event in loaded.first}
+        for recorded in loaded.last:
+            account = Account.at(self._read(recorded))
+            opening = openings.get(account.id)
+            if isinstance(opening, AccountOpened):
+                account.opening = opening
+            self._known[account.id] = account
+        histories: dict[str, list[LedgerEvent]] = {}
+        for recorded in loaded.whole:
+            event = self._read(recorded)
+            histories.setdefault(event.stream, []).append(event)
+        for stream, history in histories.items():
+            self._known[stream] = _refolded(stream, history)
+        self._missing.update(stream for stream in wanted.last | wanted.whole if stream not in self._known)
+
+    def recorded(self, changed: Mapping[str, LedgerAggregate], head: Head) -> None:
+        """Take over what was decided and recorded; the log now ends at `head`."""
+        self.head = head
+        for stream, aggregate in changed.items():
+            self._known[stream] = aggregate
+            self._known.move_to_end(stream)
+
+    def move_to(self, head: Head, moved: Iterable[str]) -> None:
+        """Others appended: forget the streams that `moved`, and be at the new head."""
+        self._missing.clear()
+        for stream in moved:
+            self._known.pop(stream, None)
+        self.head = head
+
+    def tidy(self) -> None:
+        """Between batches: forget what was missing, and what was not used for longest."""
+        self._missing.clear()
+        while len(self._known) > self._most:
+            self._known.popitem(last=False)
+
+    def forget_all(self) -> None:
+        self._missing.clear()
+        self._known.clear()
+
+    def _read(self, recorded: RecordedEvent) -> LedgerEvent:
+        return self._mapper.to_domain_event(recorded)
+
+
+def _refolded(stream: str, history: list[LedgerEvent]) -> LedgerAggregate:
+    kind: type[LedgerAggregate] = Payment if stream.startswith("payment/") else Transfer
+    aggregate = kind.at(history[0])
+    for event in history[1:]:
+        event.mutate(aggregate)
+    return aggregate

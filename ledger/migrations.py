@@ -1,0 +1,108 @@
+"""Bringing a ledger's schema up to date: numbered SQL files, forward only, one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from ledger.postgres import connect, schema_of
+
+
+class SchemaError(Exception):
+    """The schema in the database is not the one that this program works with. The text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    number: int
+    name: str
+    text: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+_TABLE: Final = """
+CREATE TABLE IF NOT EXISTS migrations (
+    number     int         PRIMARY KEY,
+    name       text        NOT NULL,
+    checksum   text        NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+)"""
+
+
+def migrations() -> list[Migration]:
+    """All migrations, in order."""
+    found = []
+    for file in files("ledger.sql").joinpath("migrations").iterdir():
+        if file.name.endswith(".sql"):
+            number, _, name = file.name.removesuffix(".sql").partition("_")
+            found.append(Migration(int(number), name, file.read_text(encoding="utf-8")))
+    return sorted(found, key=lambda each: each.number)
+
+
+def migrate(dsn: str, ledger: str) -> list[Migration]:
+    """Create the ledger's schema if it isn't there, apply what is missing, and return that.
+
+    Safe to run from several places at once: they take turns. Raises SchemaError on a schema that a newer or a changed
+    release made.
+    """
+    with connect(dsn, ledger, "ledger-migrate") as connection:
+        try:
+            return _migrate(connection, ledger)
+        except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable, psycopg.errors.DuplicateSchema):
+            # Two are creating the same schema: the other one did.
+            return _migrate(connection, ledger)
+
+
+def require_migrated(dsn: str, ledger: str) -> None:
+    """Raise SchemaError unless the ledger's schema is just what this program works with."""
+    with connect(dsn, ledger, "ledger-migrate") as connection:
+        applied = _applied(connection) if _has_table(connection) else {}
+        missing = _missing(applied, ledger)
+        if missing:
+            raise SchemaError(f"ledger {ledger!r} is not migrated: run `ledger migrate --ledger {ledger}` first")
+
+
+def _migrate(connection: psycopg.Connection[TupleRow], ledger: str) -> list[Migration]:
+    with connection.transaction():
+        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema_of(ledger))))
+        connection.execute(_TABLE)
+        connection.execute("LOCK TABLE migrations IN EXCLUSIVE MODE")
+        missing = _missing(_applied(connection), ledger)
+        for each in missing:
+            connection.execute(each.text.encode())
+            connection.execute(
+                "INSERT INTO migrations (number, name, checksum) VALUES (%s, %s, %s)",
+                (each.number, each.name, each.checksum),
+            )
+        return missing
+
+
+def _has_table(connection: psycopg.Connection[TupleRow]) -> bool:
+    row = connection.execute("SELECT to_regclass('migrations') IS NOT NULL").fetchone()
+    return bool(row and row[0])
+
+
+def _applied(connection: psycopg.Connection[TupleRow]) -> dict[int, str]:
+    rows = connection.execute("SELECT number, checksum FROM migrations ORDER BY number")
+    return dict(rows.fetchall())
+
+
+def _missing(applied: dict[int, str], ledger: str) -> list[Migration]:
+    known = {each.number: each for each in migrations()}
+    for number, checksum in applied.items():
+        if number not in known:
+            raise SchemaError(
+                f"ledger {ledger!r} is at migration {number}, made by a newer release; this one knows {max(known)}: update"
+            )
+        if known[number].checksum != checksum:
+            raise SchemaError(f"migration {number} of ledger {ledger!r} is not the one that this release ships")
+    return [each for each in known.values() if each.number not in applied]

@@ -1,0 +1,140 @@
+"""The server: committer, follower, queries and gRPC in one process, from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+import structlog
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from ledger.committer import Committer
+from ledger.migrations import require_migrated
+from ledger.services import SERVICES, Desk, Open, deliver_to, rpc_handlers
+from ledger.settings import Settings, split_address
+from projections.follower import Follower
+from projections.queries import Queries
+
+GRACE_S: Final = 5.0
+_HEALTH_POLL_S: Final = 0.1
+_READ: Final = "ledger.v1.read"
+_WRITE: Final = "ledger.v1.write"
+
+_HealthServicer: Final[Any] = health.aio.HealthServicer  # type: ignore[attr-defined]  # the stubs lack it
+
+log = structlog.get_logger(__name__)
+
+
+class CannotListen(Exception):
+    """The address is taken or not ours."""
+
+
+def run(settings: Settings, dsn: str, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. `ready` is told the address once calls are answered.
+
+    Raises SchemaError, CannotListen or psycopg's errors if it can't start.
+    """
+    require_migrated(dsn, settings.ledger)
+    uvloop.run(_serve(settings, dsn, ready))
+
+
+async def _serve(settings: Settings, dsn: str, ready: Callable[[str], None]) -> None:
+    stopping = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, stopping.set)
+    async with AsyncExitStack() as stack:
+        parts = await _start_parts(settings, dsn, stack)
+        server, servicer, address = await _start_grpc(settings, parts)
+        stack.push_async_callback(_cancel, asyncio.create_task(_watch(parts, servicer)))
+        ready(address)
+        await stopping.wait()
+        log.info("draining", grace_s=GRACE_S)
+        await servicer.enter_graceful_shutdown()
+        await server.stop(GRACE_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What runs beside gRPC for the ledger that is served."""
+
+    committer: Committer
+    follower: Follower | None
+    queries: Queries
+
+
+async def _start_parts(settings: Settings, dsn: str, stack: AsyncExitStack) -> Parts:
+    """Start what decides and what reads; on leaving the stack they end in the opposite order."""
+    loop = asyncio.get_running_loop()
+    follower = Follower(dsn, settings.ledger) if settings.follower else None
+    queries = Queries(settings.read_dsn or dsn, settings.ledger, follower=follower)
+    await queries.open()
+    stack.push_async_callback(queries.close)
+    if follower is not None:
+        follower.start()
+        stack.push_async_callback(asyncio.to_thread, follower.stop)
+    committer = Committer(
+        dsn,
+        settings.ledger,
+        deliver=deliver_to(loop),
+        appended=(lambda _: follower.wake()) if follower is not None else (lambda _: None),
+        queue_most=settings.queue_most_commands,
+        memory_most=settings.memory_most_streams,
+    )
+    committer.start()
+    stack.push_async_callback(asyncio.to_thread, committer.stop)
+    return Parts(committer, follower, queries)
+
+
+async def _start_grpc(
+    settings: Settings, parts: Parts
+) -> tuple[grpc.aio.Server, Any, str]:
+    # Without so_reuseport=0 a second server on the same port would start without a word and swallow connections.
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    desk = Desk({settings.ledger: Open(parts.committer, parts.queries)})
+    server.add_generic_rpc_handlers(tuple(rpc_handlers(desk)))
+    servicer = _HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection(
+        [
+            *(each.full_name for each in SERVICES),
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+            reflection.SERVICE_NAME,
+        ],
+        server,
+    )
+    try:
+        port = server.add_insecure_port(settings.listen)
+    except RuntimeError as error:
+        raise CannotListen(f"can't listen on {settings.listen}: is another server running there?") from error
+    await server.start()
+    host, _ = split_address(settings.listen)
+    return server, servicer, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def _watch(parts: Parts, servicer: Any) -> None:
+    """Keep the health service true: the services follow writes, reads stand beside them."""
+    while True:
+        writes = parts.committer.outage is None
+        reads = parts.queries.failure is None
+        await _set(servicer, writes, ["", _WRITE, *(each.full_name for each in SERVICES)])
+        await _set(servicer, reads, [_READ])
+        await asyncio.sleep(_HEALTH_POLL_S)
+
+
+async def _set(servicer: Any, serving: bool, names: Sequence[str]) -> None:
+    status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+    for name in names:
+        await servicer.set(name, status)
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,243 @@
+"""The gRPC services: requests in, replies out. A failure leaves here as a status with details, and no other text."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final, Protocol, TypeAlias
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from ledger.committer import Committer
+from ledger.domain.commands import Command
+from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
+from ledger.outages import Internal
+from ledger.replies import batch_response, response_to
+from ledger.requests import TO_COMMAND, batch_commands, command_of
+from ledger.status import code_of, status_of
+from ledger.ticket import Mode, Result, Ticket
+from ledger.v1 import account_pb2, audit_pb2, batch_pb2, payment_pb2, transfer_pb2
+
+BATCH_MOST_COMMANDS: Final = 5_000
+ATOMIC_MOST_COMMANDS: Final = 2_000
+BATCH_MOST_LEGS: Final = 20_000
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+log = structlog.get_logger(__name__)
+
+
+class LedgerNotFound(Refusal):
+    """This server has no ledger {ledger!r}."""
+
+    code = "LEDGER_NOT_FOUND"
+
+
+class NotImplementedYet(Refusal):
+    """This server does not do that yet."""
+
+    code = "NOT_IMPLEMENTED"
+
+
+class Reads(Protocol):
+    """The queries of one ledger: a request and the seconds that remain for it, to a response."""
+
+    async def get_account(self, request: Any, remaining_s: float | None) -> Message: ...
+    async def get_account_balance(self, request: Any, remaining_s: float | None) -> Message: ...
+    async def get_payment(self, request: Any, remaining_s: float | None) -> Message: ...
+    async def get_transfer(self, request: Any, remaining_s: float | None) -> Message: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """One ledger that this server serves."""
+
+    committer: Committer
+    reads: Reads
+
+
+class Desk:
+    """Where requests are taken: finds their ledger, waits for what comes of them."""
+
+    def __init__(self, ledgers: Mapping[str, Open]) -> None:
+        self._ledgers = ledgers
+        self._calls = map("{}-{:x}".format, itertools.repeat(secrets.token_hex(6)), itertools.count(1))
+
+    def ledger(self, name: str) -> Open:
+        found = self._ledgers.get(name or "main")
+        if found is None:
+            raise LedgerNotFound(ledger=name or "main")
+        return found
+
+    async def write(self, request: Any, context: Context) -> Any:
+        """A single command."""
+        ledger = self.ledger(request.ledger)
+        (result,) = await self._submit(ledger, [command_of(request)], Mode.INDEPENDENT, context)
+        if isinstance(result, Refusal):
+            raise result
+        return response_to(request, result)
+
+    async def batch(self, request: batch_pb2.ExecuteBatchRequest, context: Context) -> batch_pb2.ExecuteBatchResponse:
+        ledger = self.ledger(request.ledger)
+        mode = _mode(request)
+        _check_size(request, mode)
+        commands = batch_commands(request)
+        sound = [each for each in commands if isinstance(each, Command)]
+        if mode is Mode.ATOMIC and len(sound) < len(commands):
+            return batch_response(request, _aborted(commands))
+        results = iter(
+            await self._submit(ledger, sound, mode, context, validate_only=request.validate_only) if sound else []
+        )
+        return batch_response(request, [each if isinstance(each, Refusal) else next(results) for each in commands])
+
+    def reader(self, name: str) -> Handler:
+        """The handler of a query."""
+
+        async def read(request: Any, context: Context) -> Any:
+            reads = self.ledger(request.ledger).reads
+            return await getattr(reads, name)(request, context.time_remaining())
+
+        return read
+
+    async def _submit(
+        self,
+        ledger: Open,
+        commands: Sequence[Command],
+        mode: Mode,
+        context: Context,
+        *,
+        validate_only: bool = False,
+    ) -> Sequence[Result]:
+        waiter: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else monotonic() + remaining
+        correlation_id = next(self._calls)
+        ledger.committer.submit(
+            Ticket(commands, waiter, correlation_id, mode=mode, validate_only=validate_only, deadline=deadline)
+        )
+        return await waiter
+
+
+def deliver_to(loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Ticket]], None]:
+    """How a committer hands results to futures of an event loop: all of one append in one call."""
+
+    def resolve(tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            waiter = ticket.waiter
+            assert isinstance(waiter, asyncio.Future)
+            if not waiter.done():
+                waiter.set_result(ticket.results)
+
+    def deliver(tickets: Sequence[Ticket]) -> None:
+        loop.call_soon_threadsafe(resolve, tickets)
+
+    return deliver
+
+
+def _mode(request: batch_pb2.ExecuteBatchRequest) -> Mode:
+    if request.mode not in batch_pb2.BatchMode.values():
+        raise InvalidCommand(FieldViolation("mode", f"{request.mode} is not a value of this enum"))
+    if request.mode == batch_pb2.BATCH_MODE_ATOMIC:
+        return Mode.ATOMIC
+    return Mode.INDEPENDENT
+
+
+def _check_size(request: batch_pb2.ExecuteBatchRequest, mode: Mode) -> None:
+    most = ATOMIC_MOST_COMMANDS if mode is Mode.ATOMIC else BATCH_MOST_COMMANDS
+    if not 1 <= len(request.commands) <= most:
+        raise InvalidCommand(FieldViolation("commands", f"must be 1 to {most}, not {len(request.commands)}"))
+    legs = sum(len(each.post_transfer.legs) for each in request.commands if each.HasField("post_transfer"))
+    if legs > BATCH_MOST_LEGS:
+        raise InvalidCommand(FieldViolation("commands", f"must have at most {BATCH_MOST_LEGS} legs in all, not {legs}"))
+
+
+def _aborted(commands: Sequence[Command | InvalidCommand]) -> list[Result]:
+    """The results of an ATOMIC batch with a malformed command."""
+    failed = next(number for number, each in enumerate(commands) if isinstance(each, InvalidCommand))
+    return [each if isinstance(each, InvalidCommand) else BatchAborted(failed=failed) for each in commands]
+
+
+# --- the rpcs --------------------------------------------------------------------------------------------------------
+
+SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
+    account_pb2.DESCRIPTOR.services_by_name["AccountService"],
+    payment_pb2.DESCRIPTOR.services_by_name["PaymentService"],
+    transfer_pb2.DESCRIPTOR.services_by_name["TransferService"],
+    batch_pb2.DESCRIPTOR.services_by_name["BatchService"],
+    audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
+)
+
+READS: Final = {
+    "GetAccount": "get_account",
+    "GetAccountBalance": "get_account_balance",
+    "GetPayment": "get_payment",
+    "GetTransfer": "get_transfer",
+}
+"""The queries that are answered, by rpc: the names of the methods of Reads."""
+
+Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+
+
+def rpc_handlers(desk: Desk) -> list[grpc.GenericRpcHandler[Any, Any]]:
+    """A handler for every rpc of the contract. One that doesn't work yet answers UNIMPLEMENTED."""
+    return [
+        grpc.method_handlers_generic_handler(
+            service.full_name, {method.name: _rpc_handler(desk, method) for method in service.methods}
+        )
+        for service in SERVICES
+    ]
+
+
+def _rpc_handler(desk: Desk, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+    request_class = GetMessageClass(method.input_type)
+    serialize = GetMessageClass(method.output_type).SerializeToString
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(_refused_stream, request_class.FromString, serialize)
+    handler = _guarded(_handler(desk, method.name, request_class))
+    return grpc.unary_unary_rpc_method_handler(handler, request_class.FromString, serialize)
+
+
+def _handler(desk: Desk, name: str, request_class: type[Message]) -> Handler:
+    if request_class in TO_COMMAND:
+        return desk.write
+    if request_class is batch_pb2.ExecuteBatchRequest:
+        return desk.batch
+    return desk.reader(READS[name]) if name in READS else _not_implemented
+
+
+async def _not_implemented(_request: Any, _context: Context) -> Any:
+    raise NotImplementedYet
+
+
+async def _refused_stream(_request: Any, context: Context) -> AsyncIterator[Any]:
+    await _abort(context, NotImplementedYet())
+    yield  # makes this a generator, which a stream has to be
+
+
+def _guarded(handler: Handler) -> Handler:
+    """The handler, its exceptions mapped: refusals to their status, anything else to INTERNAL without a word of it."""
+
+    async def guarded(request: Any, context: Context) -> Any:
+        try:
+            return await handler(request, context)
+        except Refusal as refusal:
+            await _abort(context, refusal)
+        except Exception:
+            log.exception("call_failed", request=type(request).__name__)
+            await _abort(context, Internal())
+
+    return guarded
+
+
+async def _abort(context: Context, refusal: Refusal) -> None:
+    details = (("grpc-status-details-bin", status_of(refusal).SerializeToString()),)
+    await context.abort(code_of(refusal), str(refusal), details)

@@ -1,0 +1,56 @@
+"""The program's settings: flags first, then the environment (LEDGER_...), then a file `.env`, then these defaults."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ledger.committer import MEMORY_MOST_STREAMS, QUEUE_MOST_COMMANDS
+from ledger.postgres import schema_of
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT, [IPv6]:PORT included; raises ValueError if it isn't that."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65_536):
+        raise ValueError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:50051")
+    return host.strip("[]"), int(port)
+
+
+def _loopback(address: str) -> str:
+    host, _ = split_address(address)
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise ValueError(
+            f"{host!r} is not a loopback address: without TLS and tokens only 127.0.0.1, ::1 and localhost are"
+        )
+    return address
+
+
+def _ledger_name(name: str) -> str:
+    schema_of(name)
+    return name
+
+
+class Settings(BaseSettings):
+    """Every setting. `.env.example` lists them with what they mean."""
+
+    model_config = SettingsConfigDict(env_prefix="LEDGER_", env_file=".env", extra="ignore")
+
+    dsn: str | None = None
+    read_dsn: str | None = None
+    data_dir: Path = Path(".data")
+    ledger: Annotated[str, AfterValidator(_ledger_name)] = "main"
+    listen: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:50051"
+    follower: bool = True
+    queue_most_commands: int = Field(QUEUE_MOST_COMMANDS, ge=1)
+    memory_most_streams: int = Field(MEMORY_MOST_STREAMS, ge=1)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"

@@ -1,0 +1,105 @@
+"""The one table from refusals to gRPC status codes. Nothing else knows status codes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+from ledger.domain.errors import InvalidCommand, Refusal
+
+DOMAIN: Final = "ledger"
+
+STATUS: Final[dict[str, StatusCode]] = {
+    "INVALID_REQUEST": StatusCode.INVALID_ARGUMENT,
+    "EFFECTIVE_AT_IN_FUTURE": StatusCode.INVALID_ARGUMENT,
+    "ID_ALREADY_USED": StatusCode.ALREADY_EXISTS,
+    "LEDGER_NOT_FOUND": StatusCode.NOT_FOUND,
+    "ACCOUNT_NOT_FOUND": StatusCode.NOT_FOUND,
+    "PAYMENT_NOT_FOUND": StatusCode.NOT_FOUND,
+    "TRANSFER_NOT_FOUND": StatusCode.NOT_FOUND,
+    "VERSION_MISMATCH": StatusCode.ABORTED,
+    "BATCH_ABORTED": StatusCode.ABORTED,
+    "CURRENCY_MISMATCH": StatusCode.FAILED_PRECONDITION,
+    "ACCOUNT_CLOSED": StatusCode.FAILED_PRECONDITION,
+    "ACCOUNT_FROZEN": StatusCode.FAILED_PRECONDITION,
+    "ACCOUNT_IN_USE": StatusCode.FAILED_PRECONDITION,
+    "LIMIT_BELOW_USE": StatusCode.FAILED_PRECONDITION,
+    "EXTERNAL_HAS_NO_LIMIT": StatusCode.FAILED_PRECONDITION,
+    "PAYMENT_DECLINED": StatusCode.FAILED_PRECONDITION,
+    "PAYMENT_VOIDED": StatusCode.FAILED_PRECONDITION,
+    "PAYMENT_EXPIRED": StatusCode.FAILED_PRECONDITION,
+    "PAYMENT_CAPTURED": StatusCode.FAILED_PRECONDITION,
+    "TOO_MANY_CHANGES": StatusCode.FAILED_PRECONDITION,
+    "AMOUNT_NOT_GREATER": StatusCode.FAILED_PRECONDITION,
+    "AMOUNT_EXCEEDS_CAPTURABLE": StatusCode.FAILED_PRECONDITION,
+    "AMOUNT_EXCEEDS_REFUNDABLE": StatusCode.FAILED_PRECONDITION,
+    "NOTHING_TO_REFUND": StatusCode.FAILED_PRECONDITION,
+    "BALANCE_LIMIT": StatusCode.FAILED_PRECONDITION,
+    "INSUFFICIENT_FUNDS": StatusCode.FAILED_PRECONDITION,
+    "POSITION_AHEAD_OF_HEAD": StatusCode.OUT_OF_RANGE,
+    "QUEUE_FULL": StatusCode.RESOURCE_EXHAUSTED,
+    "DEADLINE_PASSED": StatusCode.DEADLINE_EXCEEDED,
+    "DATABASE_UNAVAILABLE": StatusCode.UNAVAILABLE,
+    "NOT_RECORDED": StatusCode.UNAVAILABLE,
+    "OUTCOME_UNKNOWN": StatusCode.UNAVAILABLE,
+    "SHUTTING_DOWN": StatusCode.UNAVAILABLE,
+    "WRITES_STOPPED": StatusCode.UNAVAILABLE,
+    "READ_MODEL_BEHIND": StatusCode.UNAVAILABLE,
+    "READ_MODEL_STOPPED": StatusCode.UNAVAILABLE,
+    "READS_UNAVAILABLE": StatusCode.UNAVAILABLE,
+    "NOT_IMPLEMENTED": StatusCode.UNIMPLEMENTED,
+    "INTERNAL": StatusCode.INTERNAL,
+}
+
+RETRY_AFTER_S: Final[dict[str, float]] = {
+    "QUEUE_FULL": 0.2,
+    "DATABASE_UNAVAILABLE": 0.5,
+    "NOT_RECORDED": 0.1,
+    "OUTCOME_UNKNOWN": 1.0,
+    "SHUTTING_DOWN": 1.0,
+    "READ_MODEL_BEHIND": 0.1,
+    "READS_UNAVAILABLE": 0.5,
+}
+"""After how long the same request is worth sending again, where a pause alone can help."""
+
+
+def code_of(refusal: Refusal) -> StatusCode:
+    return STATUS[refusal.code]
+
+
+def status_of(refusal: Refusal) -> Status:
+    """The refusal as gRPC's richer error model has it."""
+    details: list[Message] = [
+        ErrorInfo(
+            reason=refusal.code,
+            domain=DOMAIN,
+            metadata={key: str(value) for key, value in refusal.details.items() if key != "summary"},
+        )
+    ]
+    if isinstance(refusal, InvalidCommand):
+        violations = [
+            BadRequest.FieldViolation(field=each.field, description=each.description) for each in refusal.violations
+        ]
+        details.append(BadRequest(field_violations=violations))
+    retry_after_s = RETRY_AFTER_S.get(refusal.code)
+    if retry_after_s is not None:
+        pause = Duration(nanos=round(retry_after_s % 1 * 1_000_000_000), seconds=int(retry_after_s))
+        details.append(RetryInfo(retry_delay=pause))
+    return Status(code=_number(code_of(refusal)), message=str(refusal), details=[_packed(each) for each in details])
+
+
+def _number(code: StatusCode) -> int:
+    number: int = code.value[0]
+    return number
+
+
+def _packed(detail: Message) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    return packed

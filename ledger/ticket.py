@@ -1,0 +1,164 @@
+"""A ticket: commands of one caller on their way through the committer, and what came of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from threading import Condition
+from time import monotonic
+from typing import Final, Protocol, TypeAlias
+
+from ledger.domain.commands import Command, PostTransfer
+from ledger.domain.decisions import Outcome
+from ledger.domain.errors import Refusal
+from ledger.outages import QueueFull
+
+Result: TypeAlias = Outcome | Refusal
+
+EVENTS_PER_APPEND: Final = 2_000
+"""About how many events go into one append: a bigger batch is cut here, and others go between."""
+
+_LINGER_S: Final = 0.002
+_LINGER_BELOW: Final = 64
+
+
+class Mode(Enum):
+    """How the commands of a ticket hang together."""
+
+    INDEPENDENT = "INDEPENDENT"
+    """Each for itself, in order; they may come into several appends."""
+
+    ATOMIC = "ATOMIC"
+    """All or none, in one append."""
+
+
+class Waiter(Protocol):
+    """Who waits for the results: a future, of asyncio or of threads."""
+
+    def set_result(self, results: list[Result], /) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """Commands of one caller, in order, each seeing those before it.
+
+    With `validate_only` they are answered as if, and nothing is recorded. `deadline` is in seconds of the monotonic
+    clock; a command is not decided after it.
+    """
+
+    commands: Sequence[Command]
+    waiter: Waiter
+    correlation_id: str
+    actor: str = "anonymous"
+    mode: Mode = Mode.INDEPENDENT
+    validate_only: bool = False
+    deadline: float | None = None
+    results: list[Result] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.results) == len(self.commands)
+
+    def is_late(self) -> bool:
+        return self.deadline is not None and monotonic() > self.deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The commands of a ticket that go into one append: the next ones that have no result yet."""
+
+    ticket: Ticket
+    commands: Sequence[Command]
+
+
+class Queue:
+    """The tickets that wait. Bounded in commands; single commands go before batches, batches take turns."""
+
+    def __init__(self, most_commands: int) -> None:
+        self._most = most_commands
+        self._waiting = 0
+        self._singles: deque[Ticket] = deque()
+        self._batches: deque[Ticket] = deque()
+        self._changed = Condition()
+        self._busy = False
+
+    def __len__(self) -> int:
+        """How many commands wait."""
+        return self._waiting
+
+    def put(self, ticket: Ticket) -> None:
+        """Queue a ticket; raise QueueFull if there is no room for all its commands."""
+        with self._changed:
+            if self._waiting + len(ticket.commands) > self._most:
+                raise QueueFull(waiting=self._waiting)
+            self._waiting += len(ticket.commands)
+            (self._singles if len(ticket.commands) == 1 else self._batches).append(ticket)
+            self._changed.notify()
+
+    def interrupt(self) -> None:
+        """Make `take` return, with nothing if nothing waits."""
+        with self._changed:
+            self._changed.notify()
+
+    def take(self, timeout_s: float) -> list[Chunk]:
+        """About an append's worth of what waits, or nothing after `timeout_s`.
+
+        A lone caller is served at once. When others came while the last append was under way, a few more are waited
+        for: an append costs nearly the same for one as for many.
+        """
+        with self._changed:
+            if not self._waiting:
+                self._changed.wait(timeout_s)
+            if self._busy and self._waiting < _LINGER_BELOW and not self._batches:
+                self._changed.wait_for(lambda: self._waiting >= _LINGER_BELOW, _LINGER_S)
+            chunks = list(self._chunks())
+            self._busy = len(chunks) > 1
+            return chunks
+
+    def clear(self) -> list[Ticket]:
+        """Take out all tickets."""
+        with self._changed:
+            tickets = [*self._singles, *self._batches]
+            self._singles.clear()
+            self._batches.clear()
+            self._waiting = 0
+            return tickets
+
+    def _chunks(self) -> Iterator[Chunk]:
+        room = EVENTS_PER_APPEND
+        keep_for_batches = EVENTS_PER_APPEND // 2 if self._batches else 0
+        while self._singles and room > keep_for_batches:
+            ticket = self._singles.popleft()
+            room -= _events_of(ticket.commands[0])
+            yield self._chunk(ticket, ticket.commands)
+        for _ in range(len(self._batches)):
+            if room <= 0:
+                return
+            ticket = self._batches.popleft()
+            commands = _worth(ticket, room)
+            room -= sum(map(_events_of, commands))
+            if len(ticket.results) + len(commands) < len(ticket.commands):
+                self._batches.append(ticket)
+            yield self._chunk(ticket, commands)
+
+    def _chunk(self, ticket: Ticket, commands: Sequence[Command]) -> Chunk:
+        self._waiting -= len(commands)
+        return Chunk(ticket, commands)
+
+
+def _worth(ticket: Ticket, room: int) -> Sequence[Command]:
+    """The next commands of a batch, as many as there is room for (at least one); of those that stand together, all."""
+    if ticket.mode is Mode.ATOMIC or ticket.validate_only:
+        return ticket.commands
+    start = stop = len(ticket.results)
+    while stop < len(ticket.commands) and (stop == start or room > 0):
+        room -= _events_of(ticket.commands[stop])
+        stop += 1
+    return ticket.commands[start:stop]
+
+
+def _events_of(command: Command) -> int:
+    """About how many events a command comes to."""
+    return 1 + 2 * len(command.legs) if isinstance(command, PostTransfer) else 2

@@ -1,0 +1,204 @@
+"""A committer's own connection to the log: loading what decisions need, and appending exactly where they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+import psycopg
+from eventsourcing.persistence import StoredEvent
+from psycopg.errors import Diagnostic, UniqueViolation
+from psycopg.rows import TupleRow
+
+from ledger.event_log import SQL, RecordedEvent, append_columns, recorded_event
+from ledger.postgres import connect
+
+NOT_WRITTEN: Final = frozenset(
+    {
+        "23505",  # unique_violation: somebody else appended
+        "25006",  # read_only_sql_transaction: the server is a standby
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+        "42501",  # insufficient_privilege
+        "42P01",  # undefined_table: the ledger is not migrated
+        "53100",  # disk_full
+        "53200",  # out_of_memory
+        "55P03",  # lock_not_available
+    }
+)
+"""SQLSTATEs given only to a statement that the server has undone. After any other error the outcome is unknown."""
+
+_SYNC_REP_CANCELLED: Final = "01000"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class HeadMoved(Exception):
+    """Somebody else appended since the decisions were made: they have to be made again."""
+
+
+class LogLostTail(Exception):
+    """The log ends before an event that it has held: it was restored from an old copy, or cut."""
+
+
+class NotWritten(Exception):
+    """The append failed, and is known to have left nothing in the log."""
+
+
+class AppendUnknown(Exception):
+    """The append may or may not be in the log: `settle` has to find out."""
+
+
+class NotReplicated(Exception):
+    """The append is in this server's log, but the wait for its synchronous standby was cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of the log: the last position (0 when empty) and when it was recorded."""
+
+    position: int = 0
+    recorded_at: datetime = _EPOCH
+
+
+@dataclass(slots=True)
+class Wanted:
+    """Which streams to load: of accounts the last event (and the first, where metadata is needed), of others all."""
+
+    last: set[str] = field(default_factory=set)
+    first: set[str] = field(default_factory=set)
+    whole: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.last or self.first or self.whole)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was found, all at one moment: the head then, and events by what they were wanted as."""
+
+    head: Head
+    last: list[RecordedEvent]
+    first: list[RecordedEvent]
+    whole: list[RecordedEvent]
+
+
+class Writer:
+    """One connection. Any psycopg error other than those documented means that the connection is to be given up."""
+
+    def __init__(self, dsn: str, ledger: str, clock: Callable[[], datetime]) -> None:
+        self._dsn, self._ledger = dsn, ledger
+        self._connection: psycopg.Connection[TupleRow] = connect(dsn, ledger, "ledger-writer")
+        self._connection.prepare_threshold = 2
+        # A writer that freezes in its turn must not stop the others for ever.
+        self._connection.execute("SET idle_in_transaction_session_timeout = '10s'")
+        self._connection.add_notice_handler(self._notice)
+        self._warned = False
+        self._clock = clock
+        self.clock_offset_s = 0.0
+        """How far this machine's clock is ahead of the database's, when last compared."""
+        self._pid, self._backend_start = self.check_clock()
+
+    def check_clock(self) -> tuple[int, datetime]:
+        """Compare the clocks; return what identifies this session to the server."""
+        before = self._clock()
+        row = self._connection.execute(SQL.session).fetchone()
+        assert row is not None
+        pid, backend_start, database_time = row
+        self.clock_offset_s = (before + (self._clock() - before) / 2 - database_time).total_seconds()
+        return pid, backend_start
+
+    @property
+    def backend_pid(self) -> int:
+        """The server process behind this connection."""
+        return self._pid
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def head(self) -> Head:
+        row = self._connection.execute(SQL.head).fetchone()
+        return Head(*row) if row else Head()
+
+    def load(self, wanted: Wanted) -> Loaded:
+        """What is wanted and the head, read at one moment. Streams without events are simply not in it."""
+        columns = {"last": list(wanted.last), "first": list(wanted.first), "whole": list(wanted.whole)}
+        rows = self._connection.execute(SQL.load, columns, binary=True)
+        head = Head()
+        parts: tuple[list[RecordedEvent], ...] = ([], [], [], [])
+        for part, position, stream, version, topic, recorded_at, state in rows:
+            if part == 0:
+                head = Head(position, recorded_at)
+            else:
+                parts[part].append(recorded_event(position, stream, version, topic, recorded_at, state))
+        return Loaded(head, *parts[1:])
+
+    def moved_since(self, position: int) -> set[str]:
+        """The streams that got events after `position`."""
+        return {stream for (stream,) in self._connection.execute(SQL.moved, {"after": position})}
+
+    def append(self, head: Head, events: Sequence[StoredEvent], recorded_at: datetime) -> None:
+        """Record events at the positions right after `head`, in one statement.
+
+        Raises HeadMoved if somebody else appended after `head`, LogLostTail if `head` is not in the log any more,
+        NotWritten if it failed without a trace, AppendUnknown if that can't be told. Inside `turn()`, what was appended
+        is recorded when the turn ends.
+        """
+        self._warned = False
+        columns = append_columns(events) | {"head": head.position, "recorded_at": recorded_at}
+        try:
+            rows = self._connection.execute(SQL.append, columns).rowcount
+        except UniqueViolation as error:
+            raise HeadMoved from error
+        except psycopg.Error as error:
+            if error.sqlstate in NOT_WRITTEN:
+                raise NotWritten(error.sqlstate) from error
+            raise AppendUnknown from error
+        if self._warned:
+            raise NotReplicated
+        if rows != len(events):
+            raise LogLostTail(f"the log has no event at position {head.position} any more, or lost its turn row")
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """A transaction in which nobody else can append. Left by an exception, it is rolled back.
+
+        Raises AppendUnknown if the commit's outcome can't be told.
+        """
+        self._warned = False
+        self._connection.execute("BEGIN")
+        try:
+            self._connection.execute(SQL.take_turn)
+            yield
+        except BaseException as error:
+            with suppress(psycopg.Error):
+                self._connection.execute("ROLLBACK")
+            if isinstance(error, AppendUnknown):
+                raise NotWritten("the transaction was never committed") from error
+            raise
+        try:
+            self._connection.execute("COMMIT")
+        except psycopg.Error as error:
+            raise AppendUnknown from error
+        if self._warned:
+            raise NotReplicated
+
+    def settle(self, lost: Writer, head: Head, events: Sequence[StoredEvent]) -> bool:
+        """Whether an append whose outcome `lost` could not tell is in the log.
+
+        The lost session is ended first: what it had not committed by then it can't commit later. Then the log is read
+        under the turn, which waits for whoever is still committing.
+        """
+        lost.close()
+        session = {"pid": lost._pid, "backend_start": lost._backend_start}
+        self._connection.execute(SQL.end_session, session)
+        with self.turn():
+            found = self._connection.execute(SQL.tail, {"after": head.position, "limit": len(events)}).fetchall()
+        return [(stream, version, topic, bytes(state)) for _, stream, version, topic, _, state in found] == [
+            (event.originator_id, event.originator_version, event.topic, event.state) for event in events
+        ]
+
+    def _notice(self, notice: Diagnostic) -> None:
+        self._warned = self._warned or notice.sqlstate == _SYNC_REP_CANCELLED
