@@ -6,9 +6,9 @@ That is safe because ids are idempotency keys: what was done already is answered
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import grpc
 from google.rpc import code_pb2
@@ -38,8 +38,6 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
-
-Response = TypeVar("Response")
 
 
 class NoAnswer(Exception):
@@ -102,23 +100,94 @@ class Sent:
         self.position = 0
         """The highest position in the results, once they are there."""
 
-    def cancel(self) -> None:
-        self._call.cancel()
-
     def results(self) -> list[batch_pb2.BatchResult]:
-        """One result for each command, none of them passing. Raises NoAnswer and Refused.
+        """One result for each command, for good: what the server could not do for now is sent again, in order.
 
-        What could not be done for now is sent again, in the same order.
+        Raises NoAnswer, and Refused if the server refuses the batch as a whole.
         """
         patience = Patience(self._client.waiting)
-        results = list(self._answer(patience))
-        while passing := [number for number, each in enumerate(results) if _is_passing(each)]:
-            patience.pause(results[passing[0]].error)
-            again = [self._request.commands[number] for number in passing]
+        commands = self._request.commands
+        results = self._answer(patience)
+        while again := _to_send_again(results):
+            patience.pause(results[again[0]].error)
+            self._request = self._client.batch_of(commands[number] for number in again)
             self._call = self._client.execute_batch(self._request)
+            for number, result in zip(again, self._answer(patience), strict=True):
+                results[number] = result
+            if len(_to_send_again(results)) < len(again):
+                patience.renew()
         return results
 
-    def _answer(self, patience: Patience) -> Any: ...
+    def _answer(self, patience: Patience) -> list[batch_pb2.BatchResult]:
+        """The results of the call, made again until it is answered."""
+        while True:
+            try:
+                response = self._call.result()
+            except grpc.RpcError as error:
+                patience.pause(_passing_status(error))
+                self._call = self._client.execute_batch(self._request)
+            else:
+                self.position = max(self.position, response.position)
+                return list(response.results)
 
 
-class LedgerClient: ...
+class LedgerClient:
+    """The calls that an import makes to one ledger of a server."""
+
+    def __init__(
+        self, channel: grpc.Channel, ledger: str = "", waiting: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`waiting` is told why, before every pause that is made because the server can't answer."""
+        self._ledger, self.waiting = ledger, waiting
+        self._accounts = account_pb2_grpc.AccountServiceStub(channel)
+        self._batches = batch_pb2_grpc.BatchServiceStub(channel)
+
+    def batch_of(self, commands: Iterable[batch_pb2.BatchCommand] = ()) -> batch_pb2.ExecuteBatchRequest:
+        return batch_pb2.ExecuteBatchRequest(ledger=self._ledger, commands=commands)
+
+    def send(self, request: batch_pb2.ExecuteBatchRequest) -> Sent:
+        """Send a batch, and return without waiting for it. Wait before sending the next one, if order matters."""
+        return Sent(self, request)
+
+    def execute_batch(self, request: batch_pb2.ExecuteBatchRequest) -> Any:
+        """One call, as a future."""
+        return self._batches.ExecuteBatch.future(request, timeout=_CALL_S)
+
+    def account(self, account_id: str, min_position: int = 0) -> account_pb2.Account:
+        """An account, as it is after `min_position`. Raises NoAnswer and Refused."""
+        request = account_pb2.GetAccountRequest(ledger=self._ledger, account_id=account_id, min_position=min_position)
+        patience = Patience(self.waiting)
+        while True:
+            try:
+                return self._accounts.GetAccount(request, timeout=_CALL_S).account
+            except grpc.RpcError as error:
+                patience.pause(_passing_status(error))
+
+
+def _to_send_again(results: Sequence[batch_pb2.BatchResult]) -> list[int]:
+    """The numbers of the commands that were not done but can be, a little later.
+
+    The errors after the first such command count with it: they may be its consequence (no payment to capture).
+    """
+    errors = [number for number, each in enumerate(results) if each.HasField("error")]
+    while errors and results[errors[0]].error.code not in _COMMAND_AGAIN:
+        del errors[0]
+    return errors
+
+
+def _passing_status(error: grpc.RpcError) -> Status:
+    """The status of a failed call that is worth making again; raise Refused if it isn't."""
+    assert isinstance(error, grpc.Call)
+    status = rpc_status.from_call(error) or Status(code=error.code().value[0], message=error.details() or "")
+    if status.code not in _CALL_AGAIN:
+        raise Refused(status) from error
+    return status
+
+
+def _asked_pause_s(status: Status) -> float:
+    """How long the server asks to wait before the next try."""
+    for detail in status.details:
+        info = RetryInfo()
+        if detail.Unpack(info):
+            return info.retry_delay.ToTimedelta().total_seconds()
+    return 0.0

@@ -61,6 +61,7 @@ SETTLE_S: Final = 5.0
 QUEUE_MOST_COMMANDS: Final = 20_000
 MEMORY_MOST_STREAMS: Final = 65_536
 _MOVED_MOST: Final = 100_000
+CHECK_S: Final = 5.0
 _IDLE_CHECK_S: Final = 1.0
 _RECONNECT_S: Final = 0.2
 
@@ -111,7 +112,9 @@ class Committer:
         self._queue = Queue(queue_most)
         self._writer: Writer | None = None
         self._outage: Refusal | None = DatabaseUnavailable()
+        self._stopped_for_good = False
         self._stopping = False
+        self._next_check = 0.0
         self._thread = Thread(target=self._run, name=f"committer-{ledger}", daemon=True)
         self.lost_races = 0
         """How many batches were decided twice because somebody else appended first."""
@@ -124,6 +127,7 @@ class Committer:
         self._stopping = True
         self._queue.interrupt()
         self._thread.join()
+        self._refuse_all()  # what slipped in while the thread ended
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a ticket. Raises the Outage that stands in the way, at once, if one does."""
@@ -160,8 +164,8 @@ class Committer:
             chunks = self._queue.take(_IDLE_CHECK_S)
             if chunks:
                 self._commit(self._in_time(chunks))
-            elif not self._stopping:
-                self._guard(self._check_idle)
+            if not self._stopping and (not chunks or monotonic() > self._next_check):
+                self._guard(self._check)
         self._disconnect()
 
     def _commit(self, chunks: list[Chunk]) -> None:
@@ -233,25 +237,37 @@ class Committer:
                 self._require_head(writer.head())
         except HeadMoved:
             self.lost_races += 1
+            decided = self._decide_in_turn(writer, chunks)
+        self._remember(decided)
+        return decided.results
+
+    def _append(self, writer: Writer, decided: Decided) -> None:
+        try:
+            writer.append(self._memory.head, decided.events, decided.recorded_at)
+        except AppendUnknown as error:
+            self._settle(writer, decided, error)
+
+    def _decide_in_turn(self, writer: Writer, chunks: list[Chunk]) -> Decided:
+        decided = None
+        try:
             with writer.turn():
                 self._catch_up(writer)
                 decided = self._decide(chunks)
                 if decided.events:
                     writer.append(self._memory.head, decided.events, decided.recorded_at)
-        self._remember(decided)
-        return decided.results
-
-    def _append(self, writer: Writer, decided: Decided) -> None:
-        """Record what was decided, or raise; where the outcome is not known, the log is asked."""
-        head = self._memory.head
-        try:
-            writer.append(head, decided.events, decided.recorded_at)
         except AppendUnknown as error:
-            log.warning("append_unknown", ledger=self._ledger, head=head.position, error=repr(error.__cause__))
-            if not self._settle(writer, head, decided):
-                raise NotWritten("not in the log") from error
+            assert decided is not None
+            self._settle(writer, decided, error)
+        return decided
 
-    def _settle(self, lost: Writer, head: Head, decided: Decided) -> bool:
+    def _settle(self, lost: Writer, decided: Decided, error: AppendUnknown) -> None:
+        """Return if what was decided is in the log after all; raise NotWritten if it isn't."""
+        head = self._memory.head
+        log.warning("append_unknown", ledger=self._ledger, head=head.position, error=repr(error.__cause__))
+        if not self._landed(lost, head, decided):
+            raise NotWritten("not in the log") from error
+
+    def _landed(self, lost: Writer, head: Head, decided: Decided) -> bool:
         """Whether what was decided is in the log; raise OutcomeUnknown if the database stays away."""
         self._lose_database()
         give_up = monotonic() + SETTLE_S
@@ -357,20 +373,20 @@ class Committer:
 
     def _connect(self) -> bool:
         """Connect and begin to serve, if all is well; whether it is."""
-        if isinstance(self._outage, WritesStopped) and self._outage.details.get("final"):
-            return False
-        return self._guard(self._begin)
+        return not self._stopped_for_good and self._guard(self._begin)
 
     def _begin(self) -> None:
         self._writer = Writer(self._dsn, self._ledger, self._clock)
         self._catch_up(self._writer)
         self._check_clock()
 
-    def _check_idle(self) -> None:
-        writer = self._connected()
-        writer.check_clock()
-        self._catch_up(writer)
-        self._check_clock()
+    def _check(self) -> None:
+        """Now and then: whether the database is there, the log whole and the clock right."""
+        self._next_check = monotonic() + CHECK_S
+        if self._writer is not None:
+            self._writer.check_clock()
+            self._catch_up(self._writer)
+            self._check_clock()
 
     def _check_clock(self) -> None:
         """Serve only while this machine's clock is near the database's and not behind the log's."""
@@ -405,7 +421,8 @@ class Committer:
 
     def _stop_writing(self, why: str) -> None:
         log.critical("writes_stopped", ledger=self._ledger, why=why)
-        self._outage = WritesStopped(why=why, final=1)
+        self._outage = WritesStopped(why=why)
+        self._stopped_for_good = True
         self._disconnect()
 
     def _disconnect(self) -> None:

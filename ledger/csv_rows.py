@@ -114,16 +114,20 @@ class CsvFile:
         return line
 
     def _row(self, line: bytes) -> Row:
+        if len(line) > LINE_MOST_BYTES:
+            return self._broken(line[:_QUOTED_LENGTH], f"longer than {LINE_MOST_BYTES:,} bytes")
         try:
             text = line.decode().rstrip("\r\n")
             # Most lines have no quotes, and split is six times as fast as a reader for one line.
             cells = next(csv.reader([text], strict=True)) if '"' in text else text.split(",")
         except UnicodeDecodeError as error:
-            return self._broken(line, f"not UTF-8: byte 0x{line[error.start]:02x} at place {error.start + 1} of the line")
+            return self._broken(
+                line, f"not UTF-8: byte 0x{line[error.start]:02x} at place {error.start + 1} of the line"
+            )
         except csv.Error as error:
-            return self._broken(line, f"the quotes are wrong ({error}); a row is one line, and inside quotes a quote is doubled")
-        if len(line) > LINE_MOST_BYTES:
-            return self._broken(line[:_QUOTED_LENGTH], f"longer than {LINE_MOST_BYTES:,} bytes")
+            return self._broken(
+                line, f"the quotes are wrong ({error}); a row is one line, and inside quotes a quote is doubled"
+            )
         if len(cells) != len(self.columns):
             return self._broken(line, f"{len(cells)} columns instead of {len(self.columns)}")
         return Row(self._line, cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -43,6 +44,10 @@ def run(settings: Settings, dsn: str, ready: Callable[[str], None]) -> None:
     Raises SchemaError, CannotListen or psycopg's errors if it can't start.
     """
     require_migrated(dsn, settings.ledger)
+    # What is loaded by now stays; and what decisions make is freed by reference counts, so that the collector's
+    # passes over a memory full of aggregates would only cost (a third of the time of a decision, as it comes set).
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
     uvloop.run(_serve(settings, dsn, ready))
 
 

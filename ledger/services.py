@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from ledger.requests import TO_COMMAND, batch_commands, command_of
 from ledger.status import code_of, status_of
 from ledger.ticket import Mode, Result, Ticket
 from ledger.v1 import account_pb2, audit_pb2, batch_pb2, payment_pb2, transfer_pb2
+
+CORRELATION_ID: Final = "x-correlation-id"
+_CORRELATION_ID: Final = re.compile(r"[!-~]{1,128}").fullmatch
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*").fullmatch
 
 BATCH_MOST_COMMANDS: Final = 5_000
 ATOMIC_MOST_COMMANDS: Final = 2_000
@@ -120,7 +125,8 @@ class Desk:
         waiter: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
         remaining = context.time_remaining()
         deadline = None if remaining is None else monotonic() + remaining
-        correlation_id = next(self._calls)
+        correlation_id = _correlation_id(context) or next(self._calls)
+        context.set_trailing_metadata(((CORRELATION_ID, correlation_id),))
         ledger.committer.submit(
             Ticket(commands, waiter, correlation_id, mode=mode, validate_only=validate_only, deadline=deadline)
         )
@@ -141,6 +147,17 @@ def deliver_to(loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Ticket]], 
         loop.call_soon_threadsafe(resolve, tickets)
 
     return deliver
+
+
+def _correlation_id(context: Context) -> str | None:
+    """The caller's name for the request: its x-correlation-id, else the trace id of its traceparent (W3C)."""
+    trace_id = None
+    for key, value in context.invocation_metadata() or ():
+        if key == CORRELATION_ID and isinstance(value, str) and _CORRELATION_ID(value):
+            return value
+        if key == "traceparent" and (found := _TRACEPARENT(str(value))):
+            trace_id = found[1]
+    return trace_id
 
 
 def _mode(request: batch_pb2.ExecuteBatchRequest) -> Mode:
@@ -240,4 +257,4 @@ def _guarded(handler: Handler) -> Handler:
 
 async def _abort(context: Context, refusal: Refusal) -> None:
     details = (("grpc-status-details-bin", status_of(refusal).SerializeToString()),)
-    await context.abort(code_of(refusal), str(refusal), details)
+    await context.abort(code_of(refusal), str(refusal), (*(context.trailing_metadata() or ()), *details))

@@ -34,7 +34,7 @@ WAYS_OUT = {
     "": "berka:external:charges",
 }
 
-COLUMNS = "trans_id,account_id,date,type,operation,amount,balance,k_symbol,bank,account".split(",")
+COLUMNS = ["trans_id", "account_id", "date", "type", "operation", "amount", "balance", "k_symbol", "bank", "account"]
 
 
 class Unreadable(ValueError):
@@ -103,7 +103,9 @@ def convert(transactions: Path, folder: Path) -> tuple[int, int]:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["account_id", "currency", "kind", "credit_limit"])
         for name in accounts:
-            writer.writerow([name, CURRENCY, "external", ""] if name in external else [name, CURRENCY, "customer", CREDIT_LIMIT])
+            writer.writerow(
+                [name, CURRENCY, "external", ""] if name in external else [name, CURRENCY, "customer", CREDIT_LIMIT]
+            )
     return len(accounts), count
 
 

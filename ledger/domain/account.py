@@ -44,9 +44,9 @@ from ledger.domain.events import (
 from ledger.domain.funds import (
     credit_blocked,
     debit_blocked,
-    debit_exceeds,
     first_decline,
     posted,
+    reserve_exceeds,
     reserved,
 )
 from ledger.domain.payment import Payment
@@ -115,7 +115,7 @@ class Account(LedgerAggregate):
         declined = first_decline(
             (self, debit_blocked(self.state)),
             (payee, credit_blocked(payee.state)),
-            (self, debit_exceeds(self.state, amount)),
+            (self, reserve_exceeds(self.state, amount)),
         )
         if declined:
             account, reason = declined

@@ -33,13 +33,19 @@ def credit_blocked(state: AccountState) -> DeclineReason | None:
     return DeclineReason.ACCOUNT_FROZEN if frozen else None
 
 
-def debit_exceeds(state: AccountState, amount: int) -> DeclineReason | None:
-    """Why just this amount can't be spent or reserved now.
-
-    A CUSTOMER can spend what is available. An EXTERNAL account can spend anything, down to the bound of all balances.
-    """
+def reserve_exceeds(state: AccountState, amount: int) -> DeclineReason | None:
+    """Why just this amount can't be reserved now."""
     if state.reserved + amount > MAX_MINOR_UNITS:
         return DeclineReason.BALANCE_LIMIT
+    return debit_exceeds(state, amount)
+
+
+def debit_exceeds(state: AccountState, amount: int) -> DeclineReason | None:
+    """Why just this amount can't be spent now.
+
+    A CUSTOMER can spend what is available. An EXTERNAL account can spend anything, as long as capturing all that is
+    reserved on it would still keep it within the bound of all balances.
+    """
     if state.kind is AccountKind.CUSTOMER:
         return DeclineReason.INSUFFICIENT_FUNDS if amount > state.available else None
     too_low = state.posted - state.reserved - amount < -MAX_MINOR_UNITS

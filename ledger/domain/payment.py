@@ -35,7 +35,14 @@ from ledger.domain.events import (
     PaymentRequested,
     PaymentVoided,
 )
-from ledger.domain.funds import credit_blocked, credit_exceeds, debit_blocked, debit_exceeds, first_decline
+from ledger.domain.funds import (
+    credit_blocked,
+    credit_exceeds,
+    debit_blocked,
+    debit_exceeds,
+    first_decline,
+    reserve_exceeds,
+)
 from ledger.domain.money import Money
 from ledger.domain.payment_state import PaymentState, payment_state
 
@@ -112,7 +119,7 @@ class Payment(LedgerAggregate):
         _refuse(more, (payer, debit_blocked(payer.state)), (payee, credit_blocked(payee.state)))
         if more <= 0:
             raise AmountNotGreater(payment_id=self.payment_id, authorized=before.authorized)
-        _refuse(more, (payer, debit_exceeds(payer.state, more)))
+        _refuse(more, (payer, reserve_exceeds(payer.state, more)))
         after = changed(before, authorized=more, capturable=more)
         self.trigger_event(
             AuthorizationIncremented,
@@ -217,7 +224,7 @@ class Payment(LedgerAggregate):
             raise (PaymentIsVoided if voided else PaymentIsCaptured)(payment_id=self.payment_id)
 
     def _require_room(self) -> None:
-        if len(self.history) > CHANGES_MOST:
+        if len(self.changes) >= CHANGES_MOST:
             raise TooManyChanges(payment_id=self.payment_id, limit=CHANGES_MOST)
 
     def _require_currency(self, amount: Money) -> None:

@@ -1,0 +1,59 @@
+# Every target sets up what it needs. `make help` lists them.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint run proto format bench lock clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: .venv/.dev  ## Create .venv with everything that running, testing and building need
+
+demo: .venv/.runtime  ## Show the main job: a server, accounts, payments, and the numbers from two sides
+	@$(BIN)/ledger demo
+
+test: .venv/.dev  ## Run every test
+	$(BIN)/pytest -q
+
+lint: .venv/.dev  ## Check style, types, imports between packages, and that ledger/v1 is what proto/ says
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/proto.py --check
+
+run: .venv/.runtime  ## Serve on 127.0.0.1:50051 with data kept in .data, until Ctrl-C
+	@$(BIN)/ledger serve --listen 127.0.0.1:50051 --data-dir .data
+
+proto: .venv/.dev  ## Generate ledger/v1 from proto/
+	$(BIN)/python scripts/proto.py
+
+format: .venv/.dev  ## Format the code
+	$(BIN)/ruff check --fix-only -q .
+	$(BIN)/ruff format .
+
+bench: .venv/.dev  ## Measure, each figure beside its floor
+	$(BIN)/python bench/main_job.py
+
+lock: .venv/.dev  ## Pin the newest versions that requirements/*.in allow, with hashes
+	$(BIN)/python scripts/lock.py
+
+clean:  ## Remove .venv and caches (not .data)
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "ledger needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up .venv ..."
+	@$(PYTHON) -m venv .venv
+
+.venv/.runtime: requirements/runtime.txt pyproject.toml | .venv/bin/pip
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/runtime.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: requirements/dev.txt .venv/.runtime
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@

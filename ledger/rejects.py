@@ -1,0 +1,55 @@
+"""The rows that an import could not do, with the reason of each, in a file beside the input."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from ledger.csv_rows import CsvFile, Row
+
+REASON_COLUMNS: Final = ("line", "outcome", "reason")
+
+
+def rejects_path(source: CsvFile, folder: Path | None) -> Path:
+    """Where the rejected rows of a file go: beside it, or into a folder."""
+    return (folder or source.path.parent) / f"{source.path.stem}.rejected.csv"
+
+
+class RejectsFile:
+    """`movements.rejected.csv` for `movements.csv`: the rows' own columns, and line, outcome and reason.
+
+    It is there when the import is over, whole, and only if a row was rejected; one of an earlier import goes. When
+    the import fails or is stopped, nothing changes: running it again finds the same rows again.
+    """
+
+    def __init__(self, source: CsvFile, folder: Path | None = None) -> None:
+        """Raises OSError if the file can't be written there."""
+        self.path: Final = rejects_path(source, folder)
+        self.rows = 0
+        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        self._file = self._partial.open("w", encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._writer.writerow([*source.columns, *REASON_COLUMNS])
+
+    def add(self, row: Row, outcome: str, reason: str) -> None:
+        self._writer.writerow([*row.cells, row.line, outcome, reason])
+        self.rows += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if kind is None and self.rows:
+            self._partial.replace(self.path)
+            return
+        self._partial.unlink()
+        if kind is None:
+            self.path.unlink(missing_ok=True)

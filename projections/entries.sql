@@ -1,0 +1,55 @@
+-- create: one row per event on an account; rows are only ever added
+CREATE TABLE IF NOT EXISTS entries (
+    account_id              text        COLLATE "C" NOT NULL,
+    position                bigint      NOT NULL,
+    version                 bigint      NOT NULL,
+    recorded_at             timestamptz NOT NULL,
+    effective_at            timestamptz NOT NULL,
+    kind                    text        NOT NULL,
+    currency_code           text        NOT NULL,
+    minor_digits            smallint    NOT NULL,
+    posted_change           bigint      NOT NULL,
+    reserved_change         bigint      NOT NULL,
+    posted                  bigint      NOT NULL,
+    reserved                bigint      NOT NULL,
+    credit_limit            bigint,
+    available               bigint      NOT NULL GENERATED ALWAYS AS (posted - reserved + coalesce(credit_limit, 0)) STORED,
+    counterparty_account_id text        COLLATE "C",
+    payment_id              text        COLLATE "C",
+    capture_id              text        COLLATE "C",
+    refund_id               text        COLLATE "C",
+    increment_id            text        COLLATE "C",
+    transfer_id             text        COLLATE "C",
+    leg                     integer,
+    reason                  text,
+    -- The key is the history of an account in order, and finds the account as of any position.
+    CONSTRAINT entries_one_per_event PRIMARY KEY (account_id, position),
+    CONSTRAINT entries_kind CHECK (kind IN (
+        'OPENED', 'AUTHORIZED', 'INCREMENTED', 'CAPTURED', 'VOIDED', 'EXPIRED', 'REFUNDED', 'TRANSFERRED',
+        'CREDIT_LIMIT_CHANGED', 'FROZEN', 'UNFROZEN', 'CLOSED'
+    )),
+    CONSTRAINT entries_effective_is_not_later CHECK (effective_at <= recorded_at),
+    CONSTRAINT entries_one_cause CHECK (num_nonnulls(payment_id, transfer_id) <= 1),
+    CONSTRAINT entries_leg_of_transfer CHECK ((transfer_id IS NULL) = (leg IS NULL))
+) WITH (
+    -- Rows are only added: vacuum often enough that sums by effective time are answered from the index alone.
+    autovacuum_vacuum_insert_scale_factor = 0.05
+);
+-- Balances by effective time are sums over this index; only lines that moved money are in it.
+CREATE INDEX IF NOT EXISTS entries_by_effective_at ON entries (account_id, effective_at) INCLUDE (position, posted_change)
+    WHERE posted_change <> 0;
+COMMENT ON TABLE entries IS 'The history of accounts, a line per event. Amounts are in minor units of currency_code, which has minor_digits digits.';
+COMMENT ON COLUMN entries.position IS 'The position of the event in the log.';
+COMMENT ON COLUMN entries.version IS 'The version of the account after this line: 1, 2, 3 ...';
+COMMENT ON COLUMN entries.effective_at IS 'When the line counts in reports; recorded_at unless the request said otherwise.';
+COMMENT ON COLUMN entries.posted_change IS 'What the line did to posted: negative for a debit, positive for a credit.';
+COMMENT ON COLUMN entries.reserved_change IS 'What the line did to reserved: positive when promised, negative when captured or released.';
+COMMENT ON COLUMN entries.posted IS 'The balance after the line, as reserved, credit_limit and available are.';
+COMMENT ON COLUMN entries.counterparty_account_id IS 'The other side of a debit or credit.';
+
+-- insert: lines
+COPY entries (
+    account_id, position, version, recorded_at, effective_at, kind, currency_code, minor_digits,
+    posted_change, reserved_change, posted, reserved, credit_limit,
+    counterparty_account_id, payment_id, capture_id, refund_id, increment_id, transfer_id, leg, reason
+) FROM STDIN

@@ -1,0 +1,138 @@
+"""Queries: the read half of the gRPC services, answered from the read models, each at one position."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, Final
+
+from ledger.domain.errors import AccountNotFound, FieldViolation, InvalidCommand, PaymentNotFound, TransferNotFound
+from ledger.domain.ids import id_violation
+from ledger.v1 import account_pb2, payment_pb2, transfer_pb2
+from ledger.wire import moment
+from projections import balances, payments, transfers
+from projections.answers import account_message, balance_message, payment_message, transfer_message
+from projections.balances import Balance
+from projections.connections import Connections
+from projections.errors import BalanceNotRepresentable, NotImplementedYet
+from projections.follower import Follower
+from projections.freshness import Freshness
+from projections.lookups import Found, Lookup
+from projections.payments import Payment
+from projections.transfers import Transfer
+
+INT64_MOST: Final = 2**63 - 1
+
+
+class Queries:
+    """The queries of one ledger. Each takes the request and the seconds that remain for it, and returns the response.
+
+    All raise InvalidCommand for a malformed request, and what `Freshness.seen` raises.
+    """
+
+    def __init__(self, dsn: str, ledger: str, *, follower: Follower | None = None) -> None:
+        self._connections: Final = Connections(dsn, ledger)
+        self._freshness: Final = Freshness(self._connections, follower)
+        self._accounts: Final = Lookup(self._connections, balances.SQL.select_accounts, Balance._make)
+        self._payments: Final = Lookup(self._connections, payments.SQL.select_payments, Payment._make)
+        self._transfers: Final = Lookup(self._connections, transfers.SQL.select_transfers, Transfer._make)
+
+    async def open(self) -> None:
+        """Begin to watch the checkpoint. A database that is away is no hindrance."""
+        self._freshness.open()
+
+    async def close(self) -> None:
+        await self._freshness.close()
+        await self._connections.close()
+
+    @property
+    def failure(self) -> str | None:
+        """Why reads can't be answered as they should be now, if so; for the health service."""
+        return self._freshness.failure
+
+    # --- the queries -------------------------------------------------------------------------------------------------
+
+    async def get_account(
+        self, request: account_pb2.GetAccountRequest, remaining_s: float | None
+    ) -> account_pb2.GetAccountResponse:
+        """Raises AccountNotFound."""
+        _require_well_formed(request, "account_id")
+        found = await self._freshness.seen(
+            lambda: self._accounts.find(request.account_id), request.min_position, remaining_s
+        )
+        if found.row is None:
+            raise AccountNotFound(account_id=request.account_id)
+        return account_pb2.GetAccountResponse(account=account_message(found.row), position=found.position)
+
+    async def get_account_balance(
+        self, request: account_pb2.GetAccountBalanceRequest, remaining_s: float | None
+    ) -> account_pb2.GetAccountBalanceResponse:
+        """Raises AccountNotFound."""
+        _require_well_formed(request, "account_id")
+        read = self._balance(request)
+        _refuse_known_at(request)
+        found = await self._freshness.seen(read, request.min_position, remaining_s)
+        if found.row is None:
+            raise AccountNotFound(account_id=request.account_id)
+        if max(abs(found.row.posted), abs(found.row.available)) > INT64_MOST:
+            raise BalanceNotRepresentable(account_id=request.account_id)
+        return account_pb2.GetAccountBalanceResponse(balance=balance_message(found.row), position=found.position)
+
+    async def get_payment(
+        self, request: payment_pb2.GetPaymentRequest, remaining_s: float | None
+    ) -> payment_pb2.GetPaymentResponse:
+        """Raises PaymentNotFound."""
+        _require_well_formed(request, "payment_id")
+        _refuse_known_at(request)
+        found = await self._freshness.seen(
+            lambda: self._payments.find(request.payment_id), request.min_position, remaining_s
+        )
+        if found.row is None:
+            raise PaymentNotFound(payment_id=request.payment_id)
+        return payment_pb2.GetPaymentResponse(payment=payment_message(found.row), position=found.position)
+
+    async def get_transfer(
+        self, request: transfer_pb2.GetTransferRequest, remaining_s: float | None
+    ) -> transfer_pb2.GetTransferResponse:
+        """Raises TransferNotFound."""
+        _require_well_formed(request, "transfer_id")
+        found = await self._freshness.seen(
+            lambda: self._transfers.find(request.transfer_id), request.min_position, remaining_s
+        )
+        if found.row is None:
+            raise TransferNotFound(transfer_id=request.transfer_id)
+        return transfer_pb2.GetTransferResponse(transfer=transfer_message(found.row), position=found.position)
+
+    def _balance(self, request: account_pb2.GetAccountBalanceRequest) -> Callable[[], Awaitable[Found[Balance]]]:
+        if not request.HasField("effective_at"):
+            return lambda: self._accounts.find(request.account_id)
+        effective_at = moment(request.effective_at, "effective_at")
+        return lambda: self._effective(request.account_id, effective_at)
+
+    async def _effective(self, account_id: str, effective_at: datetime) -> Found[Balance]:
+        """The account, with only that posted which was effective by then."""
+        (row,) = await self._connections.rows(
+            balances.SQL.select_effective, {"account_id": account_id, "effective_at": effective_at}
+        )
+        position, failure, *columns = row
+        if columns[0] is None:
+            return Found(position, failure, None)
+        balance = Balance._make(columns)
+        # Sums are numeric in Postgres: they may be beyond any one balance.
+        return Found(position, failure, balance._replace(posted=int(balance.posted), available=int(balance.available)))
+
+
+def _require_well_formed(request: Any, id_field: str) -> None:
+    """Raise InvalidCommand, with every field that is not as it must be, if one isn't."""
+    wrong = id_violation(getattr(request, id_field))
+    violations = [FieldViolation(id_field, wrong)] if wrong else []
+    if request.min_position < 0:
+        violations.append(FieldViolation("min_position", "must not be negative"))
+    if violations:
+        raise InvalidCommand(*violations)
+
+
+def _refuse_known_at(request: Any) -> None:
+    field = request.WhichOneof("known_at")
+    if field is not None:
+        raise NotImplementedYet(field=field)

@@ -1,0 +1,35 @@
+-- create: one row per transfer; rows are only ever added
+CREATE TABLE IF NOT EXISTS transfers (
+    transfer_id         text        COLLATE "C" NOT NULL CONSTRAINT transfers_one_per_id PRIMARY KEY,
+    state               text        NOT NULL CONSTRAINT transfers_state CHECK (state IN ('POSTED', 'DECLINED')),
+    legs                jsonb       NOT NULL CONSTRAINT transfers_have_legs CHECK (jsonb_array_length(legs) > 0),
+    reference           text        NOT NULL,
+    metadata            jsonb       NOT NULL,
+    recorded_at         timestamptz NOT NULL,
+    effective_at        timestamptz NOT NULL,
+    decline_reason      text,
+    declined_leg        integer,
+    declined_account_id text        COLLATE "C",
+    version             bigint      NOT NULL,
+    position            bigint      NOT NULL,
+    CONSTRAINT transfers_declined_for_a_reason CHECK (
+        num_nonnulls(decline_reason, declined_leg, declined_account_id) = CASE state WHEN 'DECLINED' THEN 3 ELSE 0 END
+    ),
+    CONSTRAINT transfers_never_change CHECK (version = 1)
+);
+COMMENT ON TABLE transfers IS 'Transfers as they were posted or declined.';
+COMMENT ON COLUMN transfers.legs IS 'In order: from_account_id, to_account_id, currency_code, minor_digits, minor_units.';
+COMMENT ON COLUMN transfers.declined_leg IS 'The first leg that was refused, counted from 0.';
+COMMENT ON COLUMN transfers.position IS 'The position of its event in the log.';
+
+-- insert: transfers
+COPY transfers (
+    transfer_id, state, legs, reference, metadata, recorded_at, effective_at,
+    decline_reason, declined_leg, declined_account_id, version, position
+) FROM STDIN
+
+-- select_transfers: the checkpoint, and beside it those of the transfers that exist
+SELECT c.position, c.failure, t.transfer_id, t.state, t.legs, t.reference, t.metadata, t.recorded_at, t.effective_at,
+       t.decline_reason, t.declined_leg, t.declined_account_id
+FROM checkpoints AS c LEFT JOIN transfers AS t ON t.transfer_id = ANY (%(ids)b::text[])
+WHERE c.name = 'read_models'
