@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
@@ -115,15 +116,30 @@ def migrate_command(dsn: Dsn = None, data_dir: DataDir = None, ledger: LedgerNam
     print(f"ledger: {settings.ledger} is up to date ({names})")
 
 
+class Role(StrEnum):
+    """Who a connection string is for."""
+
+    OWNER = "owner"
+    AUDITOR = "auditor"
+    ANALYST = "analyst"
+
+
 @app.command(name="dsn")
 def dsn_command(
     data_dir: DataDir = None,
-    role: Annotated[str, typer.Option("--role", help="owner, auditor or analyst.")] = "owner",
+    role: Annotated[
+        Role,
+        typer.Option(
+            "--role", help="owner may do anything, auditor reads the log and read models, analyst these only."
+        ),
+    ] = Role.OWNER,
 ) -> None:
     """Print the connection string of a running embedded Postgres, for psql and BI tools."""
-    if role != "owner":
-        _fail(f"there is no role {role!r} yet: only owner", EXIT_USAGE)
-    print(running_dsn(_settings(data_dir=data_dir).data_dir))
+    from ledger.reader_roles import reader_dsn
+
+    folder = _settings(data_dir=data_dir).data_dir
+    dsn = running_dsn(folder)
+    print(dsn if role is Role.OWNER else reader_dsn(dsn, folder, role.value))
 
 
 @app.command(name="import")

@@ -21,7 +21,7 @@ from ledger.v1 import account_pb2, account_pb2_grpc, batch_pb2, batch_pb2_grpc
 PATIENCE_S: Final = 60.0
 """How long nothing at all may succeed before the client gives up."""
 
-_CONNECT_S: Final = 10.0
+_CONNECT_S: Final = 3.0
 _CALL_S: Final = 30.0
 _PAUSE_FIRST_S: Final = 0.05
 _PAUSE_MOST_S: Final = 2.0

@@ -6,6 +6,7 @@ two sides, from the log of events and from the read models. Every run has ids of
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import subprocess
@@ -21,7 +22,6 @@ import grpc
 from rich import box
 from rich.console import Console
 from rich.json import JSON
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -140,11 +140,11 @@ class Demo:
                 states[state] += 1
                 self._examples[state] = done.payment_id
         seconds = perf_counter() - started
-        self._say(f"Made {PAYMENTS} payments in {seconds:.1f} s, one by one: {_listed(states)}.")
+        self._say(f"Made {PAYMENTS} payments in {seconds:.1f} s, one after the other:\n  {_listed(states)}.")
 
     def _pay(self, number: int) -> payment.Payment:
         """An authorization reserves the money. Most are captured; some in part, some not at all, some never."""
-        payment_id = self._id(f"payment-{number:03}")
+        payment_id = self._id(f"pay-{number:03}")
         amount = TOO_MUCH if number == ONE_TOO_MANY else 1_99 + number * 739 % 48_00
         authorized = self._authorize(payment_id, number, amount)
         if authorized.state == payment.PAYMENT_STATE_DECLINED or number % 20 == 0:
@@ -189,8 +189,8 @@ class Demo:
         self._show(f"The accounts, in {CURRENCY}", table)
 
     def show_payments(self) -> None:
-        table = _table("payment", "state", "authorized", "captured", "capturable", "released", text_columns=2)
-        for payment_id in self._examples.values():
+        table = _table("payment", "state", "authorized", "captured", "capturable", "released", words=2)
+        for _, payment_id in sorted(self._examples.items()):
             each = self._payments.GetPayment(
                 payment.GetPaymentRequest(ledger=self._ledger, payment_id=payment_id, min_position=self._position)
             ).payment
@@ -201,10 +201,10 @@ class Demo:
     def show_events(self, events_of: EventsOf) -> None:
         """What is kept is not the payment but what happened, in one order for the whole ledger."""
         payment_id = self._examples["partially captured"]
-        table = _table("position", "stream", "version", "event", text_columns=4)
+        table = _table("event", "stream", "version", "position", words=2)
         events = events_of(payment_id)
         for each in events:
-            table.add_row(str(each.position), each.stream, str(each.version), each.topic)
+            table.add_row(each.topic, each.stream, str(each.version), str(each.position))
         self._show(f"All that happened to {payment_id}", table)
         if events:
             self._show("The last of these events, as it is stored", JSON(events[-1].state.decode()))
@@ -222,6 +222,7 @@ class Demo:
         total = sum(each.posted for each in accounts)
         if total:
             raise DemoFailed(f"all accounts together have {_text(total)} {CURRENCY}, not 0")
+        self._console.print()
         self._say(f"The log and the read models agree on all {len(accounts)} accounts, and they add up to 0.00.")
 
     def _read_accounts(self) -> Iterator[account.Account]:
@@ -235,8 +236,8 @@ class Demo:
         self._console.print(f"[green]✓[/] {text}", highlight=False)
 
     def _show(self, title: str, what: Table | JSON) -> None:
-        self._console.print(f"\n[bold]{title}[/]", highlight=False)
-        self._console.print(Padding(what, (0, 0, 1, 0)))
+        self._console.print(f"\n[bold]{title}[/]\n", highlight=False)
+        self._console.print(what)
 
 
 def _money(amount: int) -> ledger_pb2.Money:
@@ -257,11 +258,11 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda each: -each[1]))
 
 
-def _table(*columns: str, text_columns: int = 1) -> Table:
-    """A table whose columns after the first few are numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(*columns: str, words: int = 1) -> Table:
+    """A table whose columns after the first few are numbers. It fits into 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number < text_columns else "right", no_wrap=True)
+        table.add_column(name, justify="left" if number < words else "right", no_wrap=True)
     return table
 
 
@@ -287,8 +288,10 @@ def run_demo_with_server(console: Console, folder: Path) -> None:
 @contextmanager
 def _server(folder: Path) -> Iterator[str]:
     """A server as a process of its own; its address, once it is ready."""
-    command = [sys.executable, "-m", "ledger.cli", "serve", "--listen", "127.0.0.1:0", "--data-dir", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - it is our own
+    command = [sys.executable, "-m", "ledger.cli", "serve", "--listen", "127.0.0.1:0", "--ledger", "main"]
+    command += ["--data-dir", str(folder)]
+    environment = {"LEDGER_LOG_LEVEL": "warning", **os.environ}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:  # noqa: S603
         try:
             assert process.stdout is not None
             ready = process.stdout.readline()

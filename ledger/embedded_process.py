@@ -125,7 +125,7 @@ class Program:
 
     @staticmethod
     def _spawn(command: list[str], output: int, far_end: socket.socket | None) -> subprocess.Popen[bytes] | Exception:
-        # No PG... to change what we asked for, and no secrets of root's for other programs of the server's user to read.
+        # No PG... to change what we asked for, and no secrets of root's, which the server's user could read.
         environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
         try:
             return subprocess.Popen(  # noqa: S603

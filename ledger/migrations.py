@@ -101,7 +101,7 @@ def _missing(applied: dict[int, str], ledger: str) -> list[Migration]:
     for number, checksum in applied.items():
         if number not in known:
             raise SchemaError(
-                f"ledger {ledger!r} is at migration {number}, made by a newer release; this one knows {max(known)}: update"
+                f"ledger {ledger!r} is at migration {number} of a newer release; this one knows {max(known)}: update it"
             )
         if known[number].checksum != checksum:
             raise SchemaError(f"migration {number} of ledger {ledger!r} is not the one that this release ships")
