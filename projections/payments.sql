@@ -59,6 +59,9 @@ COMMENT ON COLUMN payments.increments IS 'In order: increment_id, amount (the ne
 COMMENT ON COLUMN payments.version IS 'How many events the payment has had.';
 COMMENT ON COLUMN payments.position IS 'The position of the last of them.';
 
+-- The sweeper looks for what has expired; a payment leaves this index when nothing of it is capturable any more.
+CREATE INDEX IF NOT EXISTS payments_by_expiry ON payments (expires_at) WHERE amount_capturable > 0;
+
 -- insert_requested: payments that are new
 COPY payments (
     payment_id, payer_account_id, payee_account_id, currency_code, minor_digits, amount_requested,
@@ -91,3 +94,7 @@ SELECT c.position, c.failure, p.payment_id, p.payer_account_id, p.payee_account_
        p.metadata, p.captures, p.refunds, p.increments, p.decline_reason, p.declined_account_id, p.void_reason
 FROM checkpoints AS c LEFT JOIN payments AS p ON p.payment_id = ANY (%(ids)b::text[])
 WHERE c.name = 'read_models'
+
+-- select_expired: payments whose time is over and that still have something reserved, those first that waited longest
+SELECT payment_id FROM payments
+WHERE amount_capturable > 0 AND expires_at <= %(now)s ORDER BY expires_at LIMIT %(most)s

@@ -103,6 +103,13 @@ class Queries:
             raise TransferNotFound(transfer_id=request.transfer_id)
         return transfer_pb2.GetTransferResponse(transfer=transfer_message(found.row), position=found.position)
 
+    # --- for the sweeper ---------------------------------------------------------------------------------------------
+
+    async def expired_payments(self, now: datetime, most: int) -> list[str]:
+        """The ids of payments whose time is over and that still have something reserved, as far as is known here."""
+        rows = await self._connections.rows(payments.SQL.select_expired, {"now": now, "most": most})
+        return [payment_id for (payment_id,) in rows]
+
     def _balance(self, request: account_pb2.GetAccountBalanceRequest) -> Callable[[], Awaitable[Found[Balance]]]:
         if not request.HasField("effective_at"):
             return lambda: self._accounts.find(request.account_id)

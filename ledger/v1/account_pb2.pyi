@@ -919,9 +919,9 @@ class GetAccountBalanceRequest(_message.Message):
 
     @_builtins.property
     def effective_at(self) -> _timestamp_pb2.Timestamp:
-        """Counts into `posted` and `reserved` only what took effect up to this time, inclusive. Unset means everything.
-        May be sent together with known_at. `credit_limit` and `version` take no part: they are as known.
-        `reserved` may be below zero here, where a capture was dated before its authorization.
+        """Counts into `posted` only what took effect up to this time, inclusive. Unset means everything.
+        May be sent together with known_at. `reserved`, `credit_limit` and `version` take no part: they are as known, and
+        `available` follows from them and from this `posted`.
         """
 
     def __init__(

@@ -203,9 +203,8 @@ class Precondition(_message.Message):
     If the account's version is another one, the answer is ABORTED, reason VERSION_MISMATCH, with both versions.
     The account need not take part in the command. A request takes at most 1,000 preconditions, each account once.
 
-    The replay of an id, and of a void, is answered before preconditions are checked: a retry does not fail for its own
-    first effect. Requests that set a state of an account check preconditions first. If the retry of one is ABORTED,
-    read the account to see whether the first one was recorded.
+    Replays are answered before preconditions are checked: a retry does not fail for its own first effect. For requests
+    that set a state of an account, a replay is when it is so already.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
