@@ -86,7 +86,9 @@ class ProgressBars:
     def waiting(self, reason: str) -> None:
         """The server can't answer now. Said once, until something goes forward again."""
         if not self._waiting_for:
-            self._progress.console.print(f"waiting for the server: {reason}", style="yellow", markup=False)
+            self._progress.console.print(
+                f"waiting for the server: {reason}", style="yellow", markup=False, soft_wrap=True
+            )
         self._waiting_for = reason
 
 
@@ -104,12 +106,12 @@ def print_summary(summary: ImportSummary, console: Console) -> None:
     speed = rows / summary.seconds
     console.print(f"{rows:,} rows in {summary.seconds:.1f} s: {speed:,.0f} rows/s", highlight=False)
     if summary.is_readable:
-        console.print(f"Last position {summary.last_position:,}; reads know all of it.", highlight=False)
+        console.print(f"Last position {summary.last_position:,}, and the read models have reached it.", highlight=False)
     else:
         console.print(
             f"Last position {summary.last_position:,}. All is recorded, but the read models are not there yet.",
             style="yellow",
-            highlight=False,
+            soft_wrap=True,
         )
     for path in summary.rejects:
-        console.print(f"Rows that were not done, with the reasons: {path}", style="red", markup=False, highlight=False)
+        console.print(f"Rows that were not done, with the reasons: {path}", style="red", markup=False, soft_wrap=True)

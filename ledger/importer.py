@@ -241,7 +241,7 @@ class Import:
         any_account = next(iter(self._currencies), None)
         if any_account is None or not self._position:
             return True
-        self._bars.say(f"waiting until reads know position {self._position:,}")
+        self._bars.say(f"waiting until the read models reach position {self._position:,}")
         try:
             self._client.account(any_account, min_position=self._position)
         except Refused as error:

@@ -101,9 +101,7 @@ async def _start_parts(settings: Settings, dsn: str, stack: AsyncExitStack) -> P
     return Parts(committer, follower, queries)
 
 
-async def _start_grpc(
-    settings: Settings, parts: Parts
-) -> tuple[grpc.aio.Server, Any, str]:
+async def _start_grpc(settings: Settings, parts: Parts) -> tuple[grpc.aio.Server, Any, str]:
     # Without so_reuseport=0 a second server on the same port would start without a word and swallow connections.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     desk = Desk({settings.ledger: Open(parts.committer, parts.queries)})

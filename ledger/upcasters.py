@@ -72,6 +72,10 @@ class EventMapper(Mapper[str]):
             raise ValueError("unknown topic; is this ledger written by a newer release?")
         fields = from_json(state)
         version, newest = fields["class_version"], event_class.model_fields["class_version"].default
+        if type(version) is not int or version < 1:
+            raise ValueError(f"class_version is {version!r}, not 1, 2, 3 ...")
+        if "originator_id" in fields or "originator_version" in fields:
+            raise ValueError("the stream and the version are columns, not fields")
         while version < newest:
             fields = self._upcasters[topic, version](fields)
             version += 1

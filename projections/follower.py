@@ -26,6 +26,7 @@ BATCH_EVENTS: Final = 4_000
 PACE_S: Final = 0.02
 """While nobody waits, small batches begin at most this often: each costs milliseconds, however small it is."""
 
+GIVE_WAY_MOST_S: Final = 0.3
 BACKOFF_LEAST_S: Final = 0.05
 BACKOFF_MOST_S: Final = 2.0
 STOP_PATIENCE_S: Final = 3.0
@@ -61,6 +62,7 @@ class Follower:
         self._mapper = EventMapper()
         self._connection: Connection[Any] | None = None
         self._checkpoint: int | None = None
+        self._races_lost = 0
         self._failure: str | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -128,6 +130,8 @@ class Follower:
                 return self._apply(connection, checkpoint, rows)
             except CheckpointMoved:
                 self._checkpoint = None
+                self._known_checkpoint(connection)
+                self._give_way()
             except Exception as error:
                 if will_pass(error, connection):
                     raise
@@ -145,6 +149,7 @@ class Follower:
             move_checkpoint(cursor, checkpoint, last)
             read_models.write(cursor, folded)
         self._checkpoint = last
+        self._races_lost = 0
         self.arrivals.reached(last)
         return len(events)
 
@@ -195,6 +200,11 @@ class Follower:
             self._woken.wait(self._poll_s)
         elif applied < self._batch_events / 2 and took_s < PACE_S:
             self.arrivals.awaited.wait(PACE_S - took_s)
+
+    def _give_way(self) -> None:
+        """Somebody else follows as well: let them do it, longer with every race lost, unless somebody here waits."""
+        self.arrivals.awaited.wait(min(PACE_S * 2**self._races_lost, GIVE_WAY_MOST_S))
+        self._races_lost += 1
 
     def _fail(self, failure: CannotFollow) -> None:
         """Say why it stops, to everybody: the log, this process, and through the checkpoint every reader."""

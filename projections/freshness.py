@@ -95,8 +95,8 @@ class Freshness:
         while True:
             try:
                 ((position, self.failure),) = await self._connections.rows(checkpoint.SQL.select)
-            except ReadsUnavailable as unavailable:
-                self.failure = str(unavailable)
+            except Exception as error:  # Whatever it is, reads fail for the same reason.
+                self.failure = str(error)
             else:
                 self._report(position)
             await self._pause()

@@ -90,7 +90,7 @@ def _metadata(metadata: dict[str, str]) -> dict[str, str]:
         raise _violation("", "must not have an empty key")
     if any("\0" in key or "\0" in value for key, value in metadata.items()):
         raise _violation("", "must not contain the character NUL")
-    return dict(sorted(metadata.items()))
+    return metadata
 
 
 def _hold_for(hold_for: timedelta) -> timedelta:

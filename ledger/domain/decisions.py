@@ -123,12 +123,13 @@ def _open_account(command: OpenAccount, book: Book, stamp: Stamp) -> Outcome:
 
 def _set_credit_limit(command: SetCreditLimit, book: Book, stamp: Stamp) -> Outcome:
     account = book.account(command.account_id)
-    account.require_currency(command.credit_limit.currency_code)
-    limit = command.credit_limit.minor_units
-    if account.state.kind is AccountKind.CUSTOMER and account.state.credit_limit == limit:
+    state, limit = account.state, command.credit_limit
+    is_so = (state.currency_code, state.credit_limit) == (limit.currency_code, limit.minor_units)
+    if is_so and state.kind is AccountKind.CUSTOMER:
         return _already_so(account, stamp)
     _check_preconditions(command, book)
-    account.set_credit_limit(limit, command.reason, stamp)
+    account.require_currency(limit.currency_code)
+    account.set_credit_limit(limit.minor_units, command.reason, stamp)
     return Outcome(account, stamp.command_position, stamp.timestamp)
 
 
@@ -172,11 +173,11 @@ def _already_so(account: Account, stamp: Stamp) -> Outcome:
 
 
 def _authorize_payment(command: AuthorizePayment, book: Book, stamp: Stamp) -> Outcome:
+    _require_not_in_future(command.effective_at, stamp)
     existing = book.find_payment(command.payment_id)
     if existing is not None:
         _require_same(command, existing.request, "payment_id", command.payment_id)
         return _payment_outcome(existing, existing.request, replayed=True)
-    _require_not_in_future(command.effective_at, stamp)
     payer, payee = book.account(command.payer_account_id), book.account(command.payee_account_id)
     _check_preconditions(command, book)
     payment = payer.authorize_payment(command, payee, stamp)
@@ -195,11 +196,11 @@ def _increment_authorization(command: IncrementAuthorization, book: Book, stamp:
 
 
 def _capture_payment(command: CapturePayment, book: Book, stamp: Stamp) -> Outcome:
+    _require_not_in_future(command.effective_at, stamp)
     payment = _existing_payment(command.payment_id, book)
     replay = _replayed_change(payment, command, "capture_id", command.capture_id)
     if replay:
         return replay
-    _require_not_in_future(command.effective_at, stamp)
     _check_preconditions(command, book)
     payment.capture(command, *_accounts_of(payment, book), stamp)
     return _payment_outcome(payment, payment.history[-1])
@@ -226,11 +227,11 @@ def _expire_authorization(command: ExpireAuthorization, book: Book, stamp: Stamp
 
 
 def _refund_payment(command: RefundPayment, book: Book, stamp: Stamp) -> Outcome:
+    _require_not_in_future(command.effective_at, stamp)
     payment = _existing_payment(command.payment_id, book)
     replay = _replayed_change(payment, command, "refund_id", command.refund_id)
     if replay:
         return replay
-    _require_not_in_future(command.effective_at, stamp)
     _check_preconditions(command, book)
     payment.refund(command, *_accounts_of(payment, book), stamp)
     return _payment_outcome(payment, payment.history[-1])
@@ -267,11 +268,11 @@ def _payment_outcome(payment: Payment, event: PaymentEvent, *, replayed: bool = 
 
 
 def _post_transfer(command: PostTransfer, book: Book, stamp: Stamp) -> Outcome:
+    _require_not_in_future(command.effective_at, stamp)
     existing = book.find_transfer(command.transfer_id)
     if existing is not None:
         _require_same(command, existing.outcome, "transfer_id", command.transfer_id)
         return _transfer_outcome(existing, existing.outcome, replayed=True)
-    _require_not_in_future(command.effective_at, stamp)
     accounts = {}
     for leg in command.legs:
         for account_id in (leg.from_account_id, leg.to_account_id):
@@ -302,8 +303,9 @@ def _require_not_in_future(effective_at: datetime | None, stamp: Stamp) -> None:
 
 
 def _check_preconditions(command: Command, book: Book) -> None:
+    versions = {each.account_id: book.account(each.account_id).version for each in command.preconditions}
     for each in command.preconditions:
-        version = book.account(each.account_id).version
+        version = versions[each.account_id]
         if version != each.expected_version:
             raise VersionMismatch(account_id=each.account_id, version=version, expected_version=each.expected_version)
 

@@ -11,17 +11,35 @@ Times are UTC with microseconds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, TypeAlias
 
 from eventsourcing.domain import CanMutateAggregate
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ledger.domain.money import Money
 
 Integer: TypeAlias = Annotated[int, Field(strict=True)]
 """An int and nothing that merely converts to one: money never passes through a float or a string."""
+
+
+def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("a time without a time zone")
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+
+
+Moment: TypeAlias = Annotated[datetime, AfterValidator(_in_utc)]
+"""A time in UTC, to the microsecond."""
+
+
+def _in_order(metadata: dict[str, str]) -> dict[str, str]:
+    return dict(sorted(metadata.items())) if len(metadata) > 1 else metadata
+
+
+Metadata: TypeAlias = Annotated[dict[str, str], AfterValidator(_in_order)]
+"""A client's own keys and values, kept in the order of the keys: equal metadata are the same bytes."""
 
 
 class AccountKind(StrEnum):
@@ -141,7 +159,7 @@ class LedgerEvent(BaseModel, CanMutateAggregate[str]):
     originator_version: int = Field(exclude=True)
 
     class_version: Integer = 1
-    timestamp: datetime
+    timestamp: Moment
     actor: str
     correlation_id: str
     command_position: Integer
@@ -180,7 +198,7 @@ class AccountOpened(AccountEvent):
 
     account_id: str
     credit_limit: Money | None = None
-    metadata: dict[str, str]
+    metadata: Metadata
 
     @property
     def currency_code(self) -> str:
@@ -200,7 +218,7 @@ class FundsEvent(AccountEvent):
 
     cause: Cause
     amount: Integer
-    effective_at: datetime
+    effective_at: Moment
 
 
 class FundsReserved(FundsEvent):
@@ -270,14 +288,14 @@ class PaymentRequested(PaymentEvent):
     amount: Money
     hold_for: timedelta | None = None
     reference: str
-    metadata: dict[str, str]
-    effective_at: datetime | None = None
+    metadata: Metadata
+    effective_at: Moment | None = None
 
 
 class PaymentAuthorized(PaymentRequested):
     """The payer's account promised the amount until `expires_at`."""
 
-    expires_at: datetime
+    expires_at: Moment
 
     @property
     def events_recorded(self) -> int:
@@ -319,7 +337,7 @@ class PaymentCaptured(PaymentChange):
     capture_id: str
     amount: Money | None = None
     keep_remainder: bool
-    effective_at: datetime | None = None
+    effective_at: Moment | None = None
 
     @property
     def amount_captured(self) -> int:
@@ -353,7 +371,7 @@ class PaymentRefunded(PaymentChange):
 
     refund_id: str
     amount: Money | None = None
-    effective_at: datetime | None = None
+    effective_at: Moment | None = None
 
     @property
     def amount_refunded(self) -> int:
@@ -373,8 +391,8 @@ class TransferEvent(LedgerEvent):
     transfer_id: str
     legs: tuple[TransferLeg, ...]
     reference: str
-    metadata: dict[str, str]
-    effective_at: datetime | None = None
+    metadata: Metadata
+    effective_at: Moment | None = None
 
     @property
     def events_recorded(self) -> int:
