@@ -107,16 +107,12 @@ def open_accounts(address: str) -> None:
     """A bank, a shop, and customers with money."""
     batch = batch_pb2.ExecuteBatchRequest()
     batch.commands.add().open_account.CopyFrom(
-        account_pb2.OpenAccountRequest(
-            account_id="bank", currency_code=EUR, kind=account_pb2.ACCOUNT_KIND_EXTERNAL
-        )
+        account_pb2.OpenAccountRequest(account_id="bank", currency_code=EUR, kind=account_pb2.ACCOUNT_KIND_EXTERNAL)
     )
     for name in ["shop", *(f"customer-{number}" for number in range(ACCOUNTS))]:
         batch.commands.add().open_account.CopyFrom(account_pb2.OpenAccountRequest(account_id=name, currency_code=EUR))
     for number in range(ACCOUNTS):
-        leg = transfer_pb2.TransferLeg(
-            from_account_id="bank", to_account_id=f"customer-{number}", amount=money(10**12)
-        )
+        leg = transfer_pb2.TransferLeg(from_account_id="bank", to_account_id=f"customer-{number}", amount=money(10**12))
         batch.commands.add().post_transfer.CopyFrom(
             transfer_pb2.PostTransferRequest(transfer_id=f"fund-{number}", legs=[leg])
         )

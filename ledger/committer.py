@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from threading import Thread
@@ -39,6 +41,7 @@ from ledger.outages import (
     DeadlinePassed,
     Internal,
     NotRecorded,
+    Outage,
     OutcomeUnknown,
     ShuttingDown,
     WritesStopped,
@@ -46,6 +49,7 @@ from ledger.outages import (
 from ledger.ticket import Chunk, Mode, Queue, Result, Ticket
 from ledger.upcasters import EventMapper
 from ledger.writer import (
+    READ_ONLY,
     AppendUnknown,
     Head,
     HeadMoved,
@@ -75,7 +79,8 @@ def utc_now() -> datetime:
 def deliver_in_thread(tickets: Sequence[Ticket]) -> None:
     """Hand out results right in the committer's thread."""
     for ticket in tickets:
-        ticket.waiter.set_result(ticket.results)
+        with suppress(InvalidStateError):  # whoever waited gave up
+            ticket.waiter.set_result(ticket.results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ class Committer:
         self._memory = Memory(self._mapper, memory_most)
         self._queue = Queue(queue_most)
         self._writer: Writer | None = None
-        self._outage: Refusal | None = DatabaseUnavailable()
+        self._outage: Outage | None = DatabaseUnavailable()
         self._stopped_for_good = False
         self._stopping = False
         self._next_check = 0.0
@@ -134,11 +139,11 @@ class Committer:
         if self._stopping:
             raise ShuttingDown
         if self._outage is not None:
-            raise self._outage
+            raise self._outage.again()
         self._queue.put(ticket)
 
     @property
-    def outage(self) -> Refusal | None:
+    def outage(self) -> Outage | None:
         """Why commands are refused now, or None while they are served."""
         return self._outage
 
@@ -163,7 +168,7 @@ class Committer:
                 continue
             chunks = self._queue.take(_IDLE_CHECK_S)
             if chunks:
-                self._commit(self._in_time(chunks))
+                self._commit(chunks)
             if not self._stopping and (not chunks or monotonic() > self._next_check):
                 self._guard(self._check)
         self._disconnect()
@@ -173,7 +178,9 @@ class Committer:
         try:
             results = self._decide_and_record_somehow(chunks)
         except NotWritten as error:
-            log.error("append_failed", ledger=self._ledger, sqlstate=str(error))
+            log.error("append_failed", ledger=self._ledger, why=str(error))
+            if str(error) == READ_ONLY:
+                self._lose_database()  # the primary may be elsewhere by now
             results = _all(chunks, NotRecorded())
         except NotReplicated:
             log.error("append_not_replicated", ledger=self._ledger)
@@ -184,7 +191,7 @@ class Committer:
             results = _all(chunks, outage)
         except LogLostTail as error:
             self._stop_writing(str(error))
-            results = _all(chunks, self._outage or Internal())
+            results = _all(chunks, WritesStopped(why=str(error)))
         except psycopg.Error as error:
             log.warning("database_lost", ledger=self._ledger, error=str(error).strip())
             self._lose_database()
@@ -204,14 +211,6 @@ class Committer:
         if done:
             self._deliver(done)
 
-    def _in_time(self, chunks: list[Chunk]) -> list[Chunk]:
-        """The chunks whose deadline has not passed; the others are answered."""
-        late = [chunk for chunk in chunks if chunk.ticket.is_late()]
-        if not late:
-            return chunks
-        self._answer(late, _all(late, DeadlinePassed()))
-        return [chunk for chunk in chunks if chunk not in late]
-
     # --- deciding and recording --------------------------------------------------------------------------------------
 
     def _decide_and_record_somehow(self, chunks: list[Chunk]) -> list[list[Result]]:
@@ -222,12 +221,10 @@ class Committer:
             self._lose_database()
             if not self._connect():
                 raise
-            return self._decide_and_record(chunks)
+            return self._decide_and_record(chunks) if self._outage is None else _all(chunks, self._outage.again())
 
     def _decide_and_record(self, chunks: list[Chunk]) -> list[list[Result]]:
         """Two tries at most: if somebody else appends first, the second try is made in our turn, when nobody can."""
-        if not chunks:
-            return []
         writer = self._connected()
         try:
             decided = self._decide(chunks)
@@ -288,7 +285,10 @@ class Committer:
         if decided.events:
             head = Head(self._memory.head.position + len(decided.events), decided.recorded_at)
             self._memory.recorded(decided.book.changed, head)
-            self._appended(head.position)
+            try:
+                self._appended(head.position)
+            except Exception:
+                log.exception("listener_failed", ledger=self._ledger)
 
     def _decide(self, chunks: Sequence[Chunk]) -> Decided:
         """Decide on a layer over the memory, having loaded all that it takes; raise HeadMoved if that is behind."""
@@ -313,6 +313,8 @@ class Committer:
 
     def _decide_chunk(self, chunk: Chunk, book: Book, now: datetime) -> list[Result]:
         ticket = chunk.ticket
+        if ticket.is_late():
+            return [DeadlinePassed()] * len(chunk.commands)
         if ticket.mode is Mode.INDEPENDENT and not ticket.validate_only:
             return [self._decide_one(command, ticket, book, now) for command in chunk.commands]
         layer = book.layer()
@@ -348,22 +350,29 @@ class Committer:
     # --- the log's head ----------------------------------------------------------------------------------------------
 
     def _require_head(self, head: Head) -> None:
-        known = self._memory.head.position
-        if head.position < known:
-            raise LogLostTail(f"the log ends at position {head.position}, and this server has seen {known}")
-        if head.position > known:
+        """Raise LogLostTail if the log ends before the memory's head or with another event, HeadMoved if after it."""
+        known = self._memory.head
+        if head.position < known.position:
+            raise LogLostTail(f"the log ends at position {head.position}, and this server has seen {known.position}")
+        if head.position > known.position:
             raise HeadMoved
+        if head.recorded_at != known.recorded_at:
+            raise LogLostTail(f"position {known.position} of the log is not the event that this server has seen there")
 
     def _catch_up(self, writer: Writer) -> None:
         """Be at the head of the log: forget what others changed since."""
         try:
             self._require_head(head := writer.head())
         except HeadMoved:
-            if head.position - self._memory.head.position > _MOVED_MOST:
+            known = self._memory.head
+            if not writer.holds(known):
+                why = f"position {known.position} of the log is not the event that this server has seen there"
+                raise LogLostTail(why) from None
+            if head.position - known.position > _MOVED_MOST:
                 self._memory.forget_all()
                 self._memory.move_to(head, ())
             else:
-                self._memory.move_to(head, writer.moved_since(self._memory.head.position))
+                self._memory.move_to(head, writer.moved_since(known.position))
 
     # --- the connection ----------------------------------------------------------------------------------------------
 
@@ -377,7 +386,10 @@ class Committer:
 
     def _begin(self) -> None:
         self._writer = Writer(self._dsn, self._ledger, self._clock)
-        self._catch_up(self._writer)
+        with self._writer.turn():
+            # A commit proves that this server takes writes, and that what is in the log is where it has to be: after
+            # a wait for a synchronous standby that was cancelled, the next one waits for all before it.
+            self._catch_up(self._writer)
         self._check_clock()
 
     def _check(self) -> None:
@@ -407,7 +419,7 @@ class Committer:
             step()
         except LogLostTail as error:
             self._stop_writing(str(error))
-        except psycopg.Error as error:
+        except (psycopg.Error, AppendUnknown, NotReplicated) as error:
             if not isinstance(self._outage, DatabaseUnavailable) or self._writer is not None:
                 log.warning("database_unavailable", ledger=self._ledger, error=str(error).strip())
             self._lose_database()
@@ -416,7 +428,8 @@ class Committer:
         return False
 
     def _lose_database(self) -> None:
-        self._outage = DatabaseUnavailable()
+        if not self._stopped_for_good:
+            self._outage = DatabaseUnavailable()
         self._disconnect()
 
     def _stop_writing(self, why: str) -> None:
@@ -431,7 +444,7 @@ class Committer:
             self._writer = None
 
     def _refuse_all(self) -> None:
-        outage = ShuttingDown() if self._stopping else self._outage or DatabaseUnavailable()
+        outage = ShuttingDown() if self._stopping else (self._outage or DatabaseUnavailable()).again()
         tickets = self._queue.clear()
         for ticket in tickets:
             ticket.results += [outage] * (len(ticket.commands) - len(ticket.results))

@@ -8,6 +8,10 @@ from ledger.domain.errors import Refusal
 class Outage(Refusal):
     """The command was not decided, or what came of it is not known."""
 
+    def again(self) -> Outage:
+        """The same, to be raised once more: an exception keeps what it was raised through, and this may be many."""
+        return type(self)(**self.details)
+
 
 class DatabaseUnavailable(Outage):
     """The database can't be reached. Nothing was recorded; try again."""

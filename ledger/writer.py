@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from eventsourcing.persistence import StoredEvent
@@ -16,10 +16,13 @@ from psycopg.rows import TupleRow
 from ledger.event_log import SQL, RecordedEvent, append_columns, recorded_event
 from ledger.postgres import connect
 
+READ_ONLY: Final = "25006"
+"""read_only_sql_transaction: the server is a standby, or was told to take no writes."""
+
 NOT_WRITTEN: Final = frozenset(
     {
         "23505",  # unique_violation: somebody else appended
-        "25006",  # read_only_sql_transaction: the server is a standby
+        READ_ONLY,
         "40001",  # serialization_failure
         "40P01",  # deadlock_detected
         "42501",  # insufficient_privilege
@@ -92,6 +95,8 @@ class Writer:
         self._dsn, self._ledger = dsn, ledger
         self._connection: psycopg.Connection[TupleRow] = connect(dsn, ledger, "ledger-writer")
         self._connection.prepare_threshold = 2
+        # Planning the statements anew each time would cost more than running them.
+        self._connection.execute("SET plan_cache_mode = force_generic_plan")
         # A writer that freezes in its turn must not stop the others for ever.
         self._connection.execute("SET idle_in_transaction_session_timeout = '10s'")
         self._connection.add_notice_handler(self._notice)
@@ -122,6 +127,11 @@ class Writer:
         row = self._connection.execute(SQL.head).fetchone()
         return Head(*row) if row else Head()
 
+    def holds(self, head: Head) -> bool:
+        """Whether the log still has the event that it once ended with."""
+        row = self._connection.execute(SQL.holds, _columns(head)).fetchone()
+        return head.position == 0 or bool(row and row[0])
+
     def load(self, wanted: Wanted) -> Loaded:
         """What is wanted and the head, read at one moment. Streams without events are simply not in it."""
         columns = {"last": list(wanted.last), "first": list(wanted.first), "whole": list(wanted.whole)}
@@ -147,7 +157,7 @@ class Writer:
         is recorded when the turn ends.
         """
         self._warned = False
-        columns = append_columns(events) | {"head": head.position, "recorded_at": recorded_at}
+        columns = append_columns(events) | _columns(head) | {"recorded_at": recorded_at}
         try:
             rows = self._connection.execute(SQL.append, columns).rowcount
         except UniqueViolation as error:
@@ -159,7 +169,9 @@ class Writer:
         if self._warned:
             raise NotReplicated
         if rows != len(events):
-            raise LogLostTail(f"the log has no event at position {head.position} any more, or lost its turn row")
+            raise LogLostTail(
+                f"the event seen at position {head.position} is gone, or log_turn lost its row"
+            )
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -202,3 +214,7 @@ class Writer:
 
     def _notice(self, notice: Diagnostic) -> None:
         self._warned = self._warned or notice.sqlstate == _SYNC_REP_CANCELLED
+
+
+def _columns(head: Head) -> dict[str, Any]:
+    return {"head": head.position, "head_recorded_at": head.recorded_at}

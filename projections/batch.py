@@ -49,26 +49,18 @@ TRANSFER_EVENTS: Final = frozenset(each for each in TOPICS.values() if issubclas
 
 
 class LoggedEvent(NamedTuple):
-    """An event of the log: its class of today, and its fields as JSON has them.
+    """An event of the log: its class of today, and its fields as JSON has them. `id` is the account's, payment's own.
 
     Typed events would be nicer to fold, but cost 24 us each to make where these cost 5 us, and a follower has 33.
     """
 
     position: int
     stream: str
+    id: str
     version: int
     kind: type[LedgerEvent]
+    recorded_at: str
     fields: dict[str, Any]
-
-    @property
-    def id(self) -> str:
-        """The account's, payment's or transfer's own id."""
-        return self.stream.partition("/")[2]
-
-    @property
-    def recorded_at(self) -> str:
-        recorded_at: str = self.fields["timestamp"]
-        return recorded_at
 
     @property
     def effective_at(self) -> str:
@@ -97,12 +89,13 @@ def read_batch(connection: Connection[Any], checkpoint: int, limit: int) -> list
 def decode(rows: Sequence[LoggedRow], mapper: EventMapper) -> list[LoggedEvent]:
     """Raises CannotApply for the first event that can't be decoded."""
     events = []
-    for row in rows:
+    for position, stream, version, topic, state in rows:
         try:
-            kind, fields = mapper.fields_of(row.topic, row.state)
+            kind, fields = mapper.fields_of(topic, state)
+            id_ = stream.partition("/")[2]
+            events.append(LoggedEvent(position, stream, id_, version, kind, fields["timestamp"], fields))
         except (ValueError, KeyError, TypeError) as error:
-            raise CannotApply(f"it can't be read: {error}", row.position, row.stream) from error
-        events.append(LoggedEvent(row.position, row.stream, row.version, kind, fields))
+            raise CannotApply(f"it can't be read: {error}", position, stream) from error
     return events
 
 

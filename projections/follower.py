@@ -189,6 +189,10 @@ class Follower:
                 self._log.warning("follower_waits_for_database", error=str(error), retry_in_s=backoff_s)
                 self._stopping.wait(backoff_s)
                 backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
+            except Exception as error:  # Ours, then; a thread that just ended would be noticed by nobody.
+                self._failure = f"{type(error).__name__}: {error}"
+                self._log.exception("follower_broke")
+                break
             else:
                 backoff_s = BACKOFF_LEAST_S
                 self._rest(applied, time.monotonic() - began)
@@ -217,11 +221,11 @@ class Follower:
 
 def will_pass(error: Exception, connection: Connection[Any]) -> bool:
     """Whether the database failed, rather than what it was asked to do."""
-    if connection.closed or not isinstance(error, psycopg.Error):
-        return connection.closed
+    if not isinstance(error, psycopg.Error):
+        return False
     if error.sqlstate is None:
-        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return error.sqlstate[:2] in PASSING_SQLSTATES
+        return connection.closed or isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return connection.closed or error.sqlstate[:2] in PASSING_SQLSTATES
 
 
 def cannot_apply(row: LoggedRow, error: Exception) -> CannotApply:

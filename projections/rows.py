@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, LiteralString, TypeAlias
+from typing import Any, Final, LiteralString, TypeAlias
 
 from psycopg import Cursor
 from pydantic_core import to_json
@@ -11,6 +11,8 @@ from pydantic_core import to_json
 from projections.batch import LoggedEvent
 
 Row: TypeAlias = tuple[Any, ...]
+
+_EMPTY: Final = {dict: "{}", list: "[]"}
 
 
 class RowsDisagree(Exception):
@@ -48,6 +50,6 @@ def require_successor(event: LoggedEvent, version_before: int) -> None:
         raise RowsDisagree(f"{event.stream} has version {event.version} right after {version_before}")
 
 
-def json_text(value: Any) -> str:
+def json_text(value: dict[str, Any] | list[Any]) -> str:
     """A value for a jsonb column."""
-    return to_json(value).decode()
+    return to_json(value).decode() if value else _EMPTY[type(value)]

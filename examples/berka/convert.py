@@ -118,7 +118,7 @@ def main() -> None:
         accounts, count = convert(arguments.transactions, arguments.folder)
     except (OSError, EOFError, UnicodeDecodeError, Unreadable) as error:
         sys.exit(f"convert: {error}")
-    print(f"{arguments.folder}: {accounts:,} accounts, {count:,} movements")  # noqa: T201 - it is a script
+    print(f"{arguments.folder}: {accounts:,} accounts, {count:,} movements")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,22 @@
--- append: add events after position `head`, which must be the last; reports one row per event, or none if `head` is gone
+-- append: add events after position `head`, which must be the last; reports one row per event, or none if the event that
+-- was seen at `head` is not there any more
 WITH turn AS MATERIALIZED (SELECT 1 FROM log_turn FOR UPDATE)
 INSERT INTO events (stream, version, position, topic, recorded_at, state)
 SELECT e.stream, e.version, %(head)s::bigint + e.place, e.topic, %(recorded_at)s::timestamptz, e.state
 FROM turn,
      unnest(%(streams)b::text[], %(versions)b::bigint[], %(topics)b::text[], %(states)b::bytea[])
          WITH ORDINALITY AS e (stream, version, topic, state, place)
-WHERE %(head)s::bigint = 0 OR EXISTS (SELECT FROM events WHERE position = %(head)s::bigint)
+WHERE %(head)s::bigint = 0
+   OR EXISTS (SELECT FROM events WHERE position = %(head)s::bigint AND recorded_at = %(head_recorded_at)s::timestamptz)
 
 -- take_turn: wait until no other writer is appending, and keep others waiting until this transaction ends
 SELECT 1 FROM log_turn FOR UPDATE
 
 -- head: the last event's position and time
 SELECT position, recorded_at FROM events ORDER BY position DESC LIMIT 1
+
+-- holds: whether the event that was seen at `head` is there
+SELECT EXISTS (SELECT FROM events WHERE position = %(head)s AND recorded_at = %(head_recorded_at)s)
 
 -- load: the head (part 0), and of streams their last event (part 1), their first (part 2) or all (part 3), at one moment
 SELECT 0 AS part, position, NULL AS stream, 0::bigint AS version, NULL AS topic, recorded_at, NULL::bytea AS state

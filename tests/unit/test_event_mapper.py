@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -321,6 +321,18 @@ def test_metadata_of_a_command_is_stored_with_sorted_keys() -> None:
     assert b'"metadata":{"Z":"4","a":"1","b":"2","\xc3\x89":"3"}' in state
 
 
+def test_times_are_stored_in_utc() -> None:
+    """The same moment in another time zone is the same event and the same bytes; seconds have up to six digits."""
+    fields = dict(CANONICAL["FundsReserved"])
+    tokyo = timezone(timedelta(hours=9))
+    there = FundsReserved(
+        **fields | {"timestamp": RECORDED.astimezone(tokyo), "effective_at": EFFECTIVE.astimezone(tokyo)}
+    )
+    assert there == CANONICAL["FundsReserved"]
+    assert MAPPER.to_stored_event(there).state == golden("FundsReserved", 1)
+    assert MAPPER.to_domain_event(stored(there, "FundsReserved", golden("FundsReserved", 1))).timestamp.tzinfo is UTC
+
+
 def test_the_mapper_is_the_librarys() -> None:
     """It can stand wherever the library wants one."""
     assert isinstance(MAPPER, Mapper)
@@ -498,6 +510,8 @@ def test_a_class_version_is_an_integer_from_1_on(wrong: Any) -> None:
         ("FundsReserved", "cause", "AUTHORIZATION"),
         ("FundsReserved", "cause__kind", "WHIM"),
         ("FundsReserved", "effective_at", "yesterday"),
+        ("FundsReserved", "effective_at", "2026-02-28T12:00:00"),
+        ("FundsReserved", "timestamp", "2026-02-28T12:00:00"),
         ("FundsReserved", "timestamp", None),
         ("FundsDebited", "from_reserved", None),
         ("PaymentAuthorized", "expires_at", None),

@@ -606,6 +606,19 @@ def test_from_expires_at_on_every_command_sees_the_payment_as_expired(
             ledger.expect((command, fill.get(answer, answer)))
 
 
+def test_the_last_unit_expires_like_any_other_amount(authorized: Ledger) -> None:
+    """One unit that is left is refused as expired at `expires_at`, and after the expiry for the same reason."""
+    authorized.do(capture_and_keep("c", 99))
+    authorized.now += HOLD
+    authorized.expect(
+        (capture("d"), "refused PAYMENT_EXPIRED"),
+        (expire(), "CAPTURED"),
+        (capture("d"), "refused PAYMENT_EXPIRED"),
+        (void(), "refused PAYMENT_EXPIRED"),
+    )
+    assert authorized.payment().amounts == amounts(authorized=100, captured=99, expired=1)
+
+
 def test_an_expiry_releases_what_is_not_captured(authorized: Ledger) -> None:
     """AuthorizationExpired with the amounts, and FundsReleased on the payer: what was captured stays captured."""
     authorized.do(capture_and_keep("c", 40))

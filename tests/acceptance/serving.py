@@ -1,0 +1,136 @@
+"""A server as its users run it: the process `ledger serve`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import psycopg
+from psycopg import sql
+
+from ledger.v1.account_pb2 import Account, GetAccountRequest
+from ledger.v1.account_pb2_grpc import AccountServiceStub
+
+ROOT: Final = Path(__file__).parents[2]
+LEDGER: Final = (sys.executable, "-m", "ledger.cli")
+
+STOPS_WITHIN_S: Final = 15.0
+HAPPENS_WITHIN_S: Final = 60.0
+
+
+def run_ledger(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`ledger` with these arguments, to its end."""
+    command = [*LEDGER, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without settings of a ledger: a test says itself what it runs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LEDGER_")}
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Look until it holds."""
+    give_up = time.monotonic() + HAPPENS_WITHIN_S
+    while not holds():
+        assert time.monotonic() < give_up, "it did not happen"
+        time.sleep(0.005)
+
+
+class LedgerServer:
+    """`ledger serve`, on a Postgres of its own in a folder, or on the one that LEDGER_TEST_DSN names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._given = os.environ.get("LEDGER_TEST_DSN")
+        # On a Postgres that others use too, the ledger is one that nobody else has.
+        self.ledger = f"test_{secrets.token_hex(6)}" if self._given else "main"
+        self.address = "127.0.0.1:0"
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start, or start again at the same address, and wait until it is ready."""
+        where = ["--dsn", self._given] if self._given else ["--data-dir", str(self._folder / "data")]
+        if self._given:
+            migrated = run_ledger("migrate", *where, "--ledger", self.ledger)
+            assert migrated.returncode == 0, migrated.stderr
+        command = [*LEDGER, "serve", "--listen", self.address, "--ledger", self.ledger, *where]
+        with (self._folder / "server.log").open("a") as log:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        assert self._process.stdout is not None
+        ready = self._process.stdout.readline()
+        assert ready.startswith("ledger: serving on 127.0.0.1:"), self.log
+        self.address = ready.split()[3]
+
+    def stop(self) -> None:
+        """SIGTERM: it has to drain and to end well."""
+        assert self._process is not None
+        with self._process as process:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(STOPS_WITHIN_S) == 0, self.log
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process is not None:
+            with self._process as process:
+                process.kill()
+
+    def remove(self) -> None:
+        """Leave nothing behind on a Postgres that was there before."""
+        if self._given:
+            with psycopg.connect(self._given, autocommit=True) as connection:
+                connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(f"ledger_{self.ledger}")))
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "server.log").read_text()
+
+    @contextmanager
+    def database(self) -> Iterator[psycopg.Connection[Any]]:
+        """A connection whose tables are the ledger's."""
+        dsn = self._given or run_ledger("dsn", "--data-dir", self._folder / "data").stdout.strip()
+        with psycopg.connect(dsn, options=f"-c search_path=ledger_{self.ledger} -c timezone=UTC") as connection:
+            yield connection
+
+    @contextmanager
+    def channel(self) -> Iterator[grpc.Channel]:
+        with grpc.insecure_channel(self.address) as channel:
+            yield channel
+
+    def account(self, account_id: str, min_position: int = 0) -> Account | None:
+        """An account as reads know it, or None if they don't."""
+        request = GetAccountRequest(ledger=self.ledger, account_id=account_id, min_position=min_position)
+        with self.channel() as channel:
+            try:
+                return AccountServiceStub(channel).GetAccount(request, wait_for_ready=True).account
+            except grpc.RpcError as error:
+                if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.NOT_FOUND:
+                    return None
+                raise
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[LedgerServer]:
+    """A server that has to end well."""
+    server = LedgerServer(folder)
+    try:
+        server.start()
+        yield server
+    except BaseException:
+        server.kill()
+        raise
+    else:
+        server.stop()
+    finally:
+        server.remove()

@@ -1,0 +1,707 @@
+"""The command line: what it prints, how it ends, and that what it started ends with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+import grpc
+import psutil
+import psycopg
+import pytest
+from grpc import StatusCode
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from psycopg import sql
+from serving import ROOT, environment, eventually
+from test_api import Client, authorize, batch, check_log, leg, opening, refused_by, transfer
+
+from ledger import embedded
+from ledger.embedded import running_dsn
+from ledger.settings import Settings
+from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
+from ledger.v1.payment_pb2 import PAYMENT_STATE_AUTHORIZED
+
+LEDGER: Final = Path(sys.executable).with_name("ledger")
+"""The command as it is installed."""
+
+STOPS_WITHIN_S: Final = 10.0
+STARTS_WITHIN_S: Final = 60.0
+
+SETTINGS: Final = {f"LEDGER_{name.upper()}": field for name, field in Settings.model_fields.items()}
+
+
+class Run:
+    """`ledger` with some arguments, as a process in a folder of its own."""
+
+    def __init__(self, arguments: Sequence[object], folder: Path, env: dict[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._out, self._err = (folder / f"{secrets.token_hex(4)}.{name}" for name in ("out", "err"))
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [str(LEDGER), *map(str, arguments)], cwd=folder, env=environment() | env, stdout=out, stderr=err
+            )
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    @property
+    def address(self) -> str:
+        """Where it serves, once it says so."""
+        return self._line("ledger: serving on ").split()[3]
+
+    def until_following(self) -> None:
+        self._line("ledger: following ledger ")
+
+    def end(self, within_s: float = STARTS_WITHIN_S) -> int:
+        """The exit code."""
+        try:
+            return self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it did not end within {within_s} s: {self.err}")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Its exit code after a signal, within the time that it may take."""
+        self.process.send_signal(number)
+        return self.end(STOPS_WITHIN_S)
+
+    @property
+    def complaint(self) -> str:
+        """The one line that it ended with."""
+        return complaint_in(self.err)
+
+    def _line(self, start: str) -> str:
+        eventually(lambda: self.process.poll() is not None or (self.out.startswith(start) and "\n" in self.out))
+        assert self.out.startswith(start), self.err
+        return self.out.splitlines()[0]
+
+
+def complaint_in(err: str) -> str:
+    """The one line on stderr, which stands alone but for lines of the log."""
+    lines = [line for line in err.splitlines() if not re.match(r"\d{4}-\d\d-\d\dT|\{", line)]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("ledger: ")
+    return lines[0]
+
+
+class Ended(NamedTuple):
+    """What came of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        return complaint_in(self.err)
+
+
+FORKS: Final = """
+import json, os, sys
+from ledger import cli, reader_roles, server
+
+for line in sys.stdin:
+    folder, arguments, env = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(env)
+        for number, name in ((0, "/dev/null"), (1, "out"), (2, "err")):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+        sys.argv = ["ledger", *arguments]
+        cli.main()
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Shell:
+    """Runs commands to their end, each in a process that has its imports behind it: they take most of a second."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, *arguments: object, folder: Path | None = None, **env: str) -> Ended:
+        """What came of `ledger` with these arguments. Nothing that it says may look like a traceback."""
+        folder = folder or self._home / secrets.token_hex(4)
+        folder.mkdir(exist_ok=True)
+        assert self._process.stdin
+        assert self._process.stdout
+        print(json.dumps([str(folder), list(map(str, arguments)), environment() | env]), file=self._process.stdin)
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        ended = Ended(code, *((folder / name).read_text() for name in ("out", "err")))
+        (folder / "out").unlink()
+        (folder / "err").unlink()
+        assert "Traceback" not in ended.out + ended.err, ended.err
+        return ended
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    shell = Shell(tmp_path_factory.mktemp("shell"))
+    yield shell
+    shell.close()
+
+
+class Launch(Protocol):
+    def __call__(self, *arguments: object, folder: Path | None = None, **env: str) -> Run: ...
+
+
+@contextmanager
+def launching(home: Path) -> Iterator[Launch]:
+    """Start `ledger`. At the end all are killed that still run, and none may have shown a traceback."""
+    runs: list[Run] = []
+
+    def launch(*arguments: object, folder: Path | None = None, **env: str) -> Run:
+        runs.append(Run(arguments, folder or home / "cwd", env))
+        return runs[-1]
+
+    try:
+        yield launch
+    finally:
+        for run in runs:
+            run.process.kill()
+            run.process.wait()
+    for run in runs:
+        assert "Traceback" not in run.out + run.err, run.err
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    with launching(tmp_path) as launch:
+        yield launch
+
+
+@contextmanager
+def client_of(run: Run, ledger: str = "main", tag: str | None = None) -> Iterator[Client]:
+    """A client of a server that is well."""
+    with grpc.insecure_channel(run.address) as channel:
+        client = Client(channel, ledger, tag or secrets.token_hex(4))
+        until_served(client)
+        yield client
+
+
+def until_served(client: Client) -> None:
+    """Wait until the server says that it is well."""
+    stub = HealthStub(client.channel)
+    eventually(lambda: stub.Check(HealthCheckRequest(), timeout=10).status == HealthCheckResponse.SERVING)
+
+
+def fund(client: Client) -> None:
+    client.do(opening("bank~", kind=ACCOUNT_KIND_EXTERNAL), opening("alice~"), opening("shop~"))
+    client.do(transfer("fund~", leg("bank~", "alice~", 100_00)))
+
+
+def processes_on(folder: Path) -> list[int]:
+    """The Postgres processes of a data folder: its server by the command line, the server's own by their parent."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if str(folder / "postgres") in command:
+            found.append(process.pid)
+    return found
+
+
+# --- one running server, with a Postgres that others connect to, too --------------------------------------------------
+
+
+class Running(NamedTuple):
+    """A server on an embedded Postgres that nobody here harms."""
+
+    run: Run
+    data_dir: Path
+    dsn: str
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    home = tmp_path_factory.mktemp("running")
+    with launching(home) as launch:
+        run = launch("serve", "--listen", "127.0.0.1:0", "--data-dir", home / "data")
+        assert run.address
+        yield Running(run, home / "data", running_dsn(home / "data"))
+        assert run.stop() == 0
+        assert not processes_on(home / "data")
+
+
+@pytest.fixture
+def ledger(running: Running, tag: str) -> Iterator[str]:
+    """The name of a ledger that doesn't exist yet, on the running Postgres."""
+    yield f"test_{tag}"
+    with psycopg.connect(running.dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(f"ledger_test_{tag}")))
+
+
+@pytest.fixture
+def migrated(running: Running, ledger: str, shell: Shell) -> list[str]:
+    """The arguments that name a ledger which is migrated."""
+    where = ["--dsn", running.dsn, "--ledger", ledger]
+    assert shell("migrate", *where).code == 0
+    return where
+
+
+# --- what can't be done, and how it is said --------------------------------------------------------------------------
+
+
+class Refusal(NamedTuple):
+    """A command that can't be done: its exit code, and what its one line has to say (a pattern)."""
+
+    code: int
+    says: str
+    arguments: Sequence[str]
+    env: dict[str, str] = {}
+
+
+SESAME: Final = "sesame"
+NOBODY: Final = f"postgresql://ledger:{SESAME}@127.0.0.1:1/ledger"
+
+REFUSALS: Final = [
+    Refusal(2, "not a loopback address", ["serve", "--listen", "0.0.0.0:50051"]),
+    Refusal(2, "not a loopback address", ["serve", "--listen", "192.168.1.1:50051"]),
+    Refusal(2, "not a loopback address", ["serve", "--listen", "ledger.example:50051"]),
+    Refusal(2, "not a loopback address", ["serve"], {"LEDGER_LISTEN": "[::]:50051"}),
+    Refusal(2, "HOST:PORT", ["serve", "--listen", "nonsense"]),
+    Refusal(2, "HOST:PORT", ["serve", "--listen", "127.0.0.1:99999"]),
+    Refusal(2, "ledger's name", ["migrate", "--ledger", "Main"]),
+    Refusal(2, "log_level", ["dsn"], {"LEDGER_LOG_LEVEL": "loud"}),
+    Refusal(2, "queue_most_commands", ["dsn"], {"LEDGER_QUEUE_MOST_COMMANDS": "0"}),
+    Refusal(2, "memory_most_streams", ["dsn"], {"LEDGER_MEMORY_MOST_STREAMS": "many"}),
+    Refusal(2, "follower", ["dsn"], {"LEDGER_FOLLOWER": "perhaps"}),
+    Refusal(2, "--dsn", ["follow"]),
+    Refusal(3, "reach the database", ["serve", "--dsn", NOBODY]),
+    Refusal(3, "reach the database", ["migrate"], {"LEDGER_DSN": NOBODY}),
+    Refusal(3, "reach the database", ["follow", "--dsn", NOBODY]),
+    Refusal(2, "(?i)dsn|connection string", ["migrate", "--dsn", "nonsense"]),
+    Refusal(2, "(?i)dsn|connection string", ["serve"], {"LEDGER_DSN": f"postgresql://ledger:{SESAME}@[127.0.0.1/x"}),
+    Refusal(3, "no embedded Postgres runs", ["dsn", "--data-dir", "none"]),
+    Refusal(3, "cannot use the data folder", ["migrate", "--data-dir", "/dev/null/data"]),
+    Refusal(3, "not a data folder of the ledger", ["migrate", "--data-dir", str(ROOT / "docs")]),
+]
+
+
+@pytest.mark.parametrize(
+    "refusal", [pytest.param(each, id=f"{number}-{each.arguments[0]}") for number, each in enumerate(REFUSALS)]
+)
+def test_what_can_not_be_done_is_said_in_one_line(refusal: Refusal, shell: Shell) -> None:
+    """With the exit code that the help explains, nothing on stdout, and no password."""
+    ended = shell(*refusal.arguments, **refusal.env)
+
+    assert re.search(refusal.says, ended.complaint), ended.complaint
+    assert ended.code == refusal.code
+    assert not ended.out
+    assert SESAME not in ended.err
+
+
+def test_a_schema_that_is_not_there_is_to_be_migrated(running: Running, ledger: str, shell: Shell) -> None:
+    """The line says which command does it."""
+    where = ["--dsn", running.dsn, "--ledger", ledger]
+    for ended in (shell("serve", "--listen", "127.0.0.1:0", *where), shell("follow", *where)):
+        assert ended.code == 3
+        assert f"ledger migrate --ledger {ledger}" in ended.complaint
+
+
+def test_an_address_or_a_folder_that_is_taken_is_refused(
+    running: Running, migrated: list[str], shell: Shell, launch: Launch
+) -> None:
+    """A second server ends at once, says why in one line, and leaves the first one alone."""
+    taken = launch("serve", "--listen", running.run.address, *migrated)
+    second = shell("serve", "--listen", "127.0.0.1:0", "--data-dir", running.data_dir)
+    third = shell("migrate", "--data-dir", running.data_dir)
+
+    assert f"in use by process {running.run.process.pid}" in second.complaint
+    assert f"in use by process {running.run.process.pid}" in third.complaint
+    assert (taken.end(), second.code, third.code) == (3, 3, 3)
+    assert f"can't listen on {running.run.address}" in taken.complaint
+    with client_of(running.run) as client:
+        assert not client(opening("still-there~")).replayed
+
+
+def test_a_malformed_dsn_for_reads_is_refused_too(migrated: list[str], launch: Launch) -> None:
+    """At the start, not at the first read."""
+    run = launch("serve", "--listen", "127.0.0.1:0", *migrated, LEDGER_READ_DSN=f"password={SESAME} nonsense")
+    assert run.end() in (2, 3)
+    assert re.search("(?i)dsn|connection string", run.complaint)
+    assert SESAME not in run.err
+
+
+# --- serving ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, shell: Shell) -> Path:
+    """A data folder with a migrated ledger, to copy: making one takes a second."""
+    data = tmp_path_factory.mktemp("made") / "data"
+    ended = shell("migrate", "--data-dir", data)
+    assert ended.code == 0
+    assert ended.out.startswith("ledger: main is up to date (0001")
+    assert not processes_on(data)
+    return data
+
+
+@pytest.fixture
+def data(made: Path, tmp_path: Path) -> Iterator[Path]:
+    """A data folder of the test's own. At the end no Postgres may be left on it, whatever became of the server."""
+    folder = tmp_path / "data"
+    subprocess.run(["cp", "-a", str(made), str(folder)], check=True)
+    yield folder
+    eventually(lambda: not processes_on(folder))
+
+
+def serve(launch: Launch, data: Path, *arguments: object, **env: str) -> Run:
+    return launch("serve", "--listen", "127.0.0.1:0", "--data-dir", data, *arguments, **env)
+
+
+@contextmanager
+def turn_held(dsn: str, ledger: str = "main") -> Iterator[Callable[[], None]]:
+    """Nobody can append in here. Yields what waits until somebody tries to."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+    with psycopg.connect(dsn) as holder, psycopg.connect(dsn, autocommit=True) as watcher:
+        holder.execute(sql.SQL("SELECT FROM {}.log_turn FOR UPDATE").format(sql.Identifier(f"ledger_{ledger}")))
+
+        def somebody_waits() -> bool:
+            return watcher.execute(waiting, [holder.info.backend_pid]).fetchone() != (0,)
+
+        yield lambda: eventually(somebody_waits)
+
+
+def test_a_server_that_says_it_is_ready_is_ready(migrated: list[str], launch: Launch) -> None:
+    """The first call after the line is served, and health says so from the start."""
+    run = launch("serve", "--listen", "127.0.0.1:0", *migrated)
+    with grpc.insecure_channel(run.address) as channel:
+        status = HealthStub(channel).Check(HealthCheckRequest(service=""), timeout=10).status
+        first = Client(channel, migrated[-1], "first").start(opening("first~"))
+        assert (first.code(), status) == (StatusCode.OK, HealthCheckResponse.SERVING)
+    assert run.stop() == 0
+
+
+def test_the_ready_line_tells_the_address_the_ledger_and_the_place(running: Running) -> None:
+    """One line on stdout and no other; the log is on stderr."""
+    form = rf"ledger: serving on 127\.0\.0\.1:\d+ \(ledger main, an embedded Postgres in {running.data_dir}\)\n"
+    assert re.fullmatch(form, running.run.out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_lets_calls_end_that_are_under_way(number: signal.Signals, data: Path, launch: Launch) -> None:
+    """They are answered as they would have been; then the server ends with 0, and its Postgres with it."""
+    run = serve(launch, data)
+    with client_of(run) as client:
+        fund(client)
+        watching = HealthStub(client.channel).Watch(HealthCheckRequest(service=""))
+        statuses = (each.status for each in watching)
+        eventually(lambda: next(statuses) == HealthCheckResponse.SERVING)
+        with turn_held(running_dsn(data)) as until_somebody_waits:
+            calls = [client.start(authorize(f"p{each}~", 1)) for each in range(10)]
+            calls.append(client.start(batch(*(opening(f"a{each}~") for each in range(3_000)))))
+            until_somebody_waits()
+            run.process.send_signal(number)
+            eventually(lambda: next(statuses) == HealthCheckResponse.NOT_SERVING)
+            watching.cancel()
+        responses = [each.result() for each in calls]
+
+        assert {each.payment.state for each in responses[:-1]} == {PAYMENT_STATE_AUTHORIZED}
+        assert {each.WhichOneof("result") for each in responses[-1].results} == {"open_account"}
+        assert run.end(STOPS_WITHIN_S) == 0
+    assert not processes_on(data)
+
+
+def test_a_signal_ends_a_server_whose_calls_can_not_end(data: Path, launch: Launch) -> None:
+    """Another session holds the turn and doesn't give it back: the server still stops in time, and with 0."""
+    run = serve(launch, data)
+    with client_of(run) as client:
+        fund(client)
+        watching = HealthStub(client.channel).Watch(HealthCheckRequest(service=""))
+        assert next(watching)
+        with turn_held(running_dsn(data)) as until_somebody_waits:
+            stuck = client.start(authorize("p~"))
+            until_somebody_waits()
+            assert run.stop() == 0
+        assert stuck.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
+        watching.cancel()
+
+
+def test_a_server_that_stops_does_not_take_new_calls(data: Path, launch: Launch) -> None:
+    """Call follows call while the server ends; each is answered, or refused as one that may be repeated."""
+    run = serve(launch, data)
+    with client_of(run) as client:
+        fund(client)
+        run.process.send_signal(signal.SIGTERM)
+        codes = []
+        for each in range(100_000):
+            codes.append(client.start(authorize(f"p{each}~", 1), timeout=5).code())
+            if run.process.poll() is not None:
+                break
+        assert set(codes) <= {StatusCode.OK, StatusCode.UNAVAILABLE}
+    assert run.process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_a_server_that_is_still_starting(number: signal.Signals, data: Path, launch: Launch) -> None:
+    """Whatever it was at; its Postgres ends too, and the folder can be used again."""
+    run = serve(launch, data)
+    eventually(lambda: processes_on(data))
+    run.process.send_signal(number)
+    assert run.end(STOPS_WITHIN_S) != 3
+    eventually(lambda: not processes_on(data))
+
+
+def test_kill_9_leaves_no_process_and_loses_nothing(data: Path, launch: Launch) -> None:
+    """The Postgres ends with the server; the next one has all that was acknowledged, and no id is used up twice."""
+    run = serve(launch, data)
+    with client_of(run) as client:
+        tag = client.tag
+        fund(client)
+        acknowledged = [client(authorize(f"p{each}~", 1)).position for each in range(50)]
+        under_way = [client.start(authorize(f"q{each}~", 1)) for each in range(50)]
+        under_way[0].result()
+        run.process.kill()
+        answered = [each.result() if each.code() is StatusCode.OK else None for each in under_way]
+    run.process.wait()
+    eventually(lambda: not processes_on(data))
+
+    again = serve(launch, data)
+    with client_of(again, tag=tag) as client:
+        replays = [client(authorize(f"p{each}~", 1)) for each in range(50)]
+        assert [each.position for each in replays] == acknowledged
+        assert all(each.replayed for each in replays)
+        for number, first in enumerate(answered):
+            later = client(authorize(f"q{number}~", 1))
+            assert first is None or (later.replayed and later.position == first.position)
+        assert client.balance("alice~").reserved == 100
+        check_log(running_dsn(data), "main")
+    assert again.stop() == 0
+
+
+# --- several processes on one Postgres -------------------------------------------------------------------------------
+
+
+def test_two_servers_on_one_database_do_everything_once(migrated: list[str], running: Running, launch: Launch) -> None:
+    """The same requests to both at once: each is done by one and a replay at the other, at one position."""
+    runs = [launch("serve", "--listen", "127.0.0.1:0", *migrated) for _ in range(2)]
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(client_of(run, ledger=migrated[-1], tag="both")) for run in runs)
+        fund(one)
+        pairs = []
+        for _ in range(5):
+            requests = [authorize(f"p{len(pairs) + number}~", 1) for number in range(20)]
+            calls = [(one.start(each), two.start(each)) for each in requests]
+            pairs += [(left.result(), right.result()) for left, right in calls]
+
+        assert all(left.position == right.position for left, right in pairs)
+        assert all({left.replayed, right.replayed} == {False, True} for left, right in pairs)
+        two.position = pairs[-1][0].position
+        assert two.balance("alice~").reserved == len(pairs) == 100
+        closed = one(authorize("last~", 1))
+        two.position = closed.position
+        assert two.payment("last~") == closed.payment
+        assert two.refuses(authorize("last~", 2)).reason == "ID_ALREADY_USED"
+    assert [run.stop() for run in runs] == [0, 0]
+    check_log(running.dsn, migrated[-1])
+
+
+def test_the_follower_can_be_a_process_of_its_own(migrated: list[str], running: Running, launch: Launch) -> None:
+    """`serve --no-follower` writes, `follow` keeps the read models; it can stop at any time and go on later."""
+    run = launch("serve", "--listen", "127.0.0.1:0", "--no-follower", *migrated)
+    following = launch("follow", *migrated)
+    following.until_following()
+    with client_of(run, ledger=migrated[-1]) as client:
+        fund(client)
+        client(authorize("p~"))
+        assert client.balance("alice~").reserved == 10_00
+        assert following.stop(signal.SIGINT) == 0
+
+        client(authorize("q~"))
+        behind = GetAccountRequest(account_id="alice~", min_position=client.position)
+        waiting = client.start(behind)
+        again = launch("follow", *migrated)
+        again.until_following()
+        if waiting.code() is not StatusCode.OK:  # It took longer than a read waits.
+            assert refused_by(waiting.exception()).reason == "READ_MODEL_BEHIND"
+        assert client.balance("alice~").reserved == 20_00
+        assert client.payment("q~").state == PAYMENT_STATE_AUTHORIZED
+
+    with psycopg.connect(running.dsn, options=f"-c search_path=ledger_{migrated[-1]}") as connection:
+        connection.execute(
+            "INSERT INTO events (stream, version, position, topic, state)"
+            " SELECT 'account/poison', 1, max(position) + 1, 'NobodyKnows', '{}' FROM events"
+        )
+    assert again.end() == 1
+    assert "the follower stopped: position" in again.complaint
+    assert run.stop() == 0
+
+
+# --- migrate ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_ledger_is_migrated_once_however_often_it_is_asked_for(
+    running: Running, ledger: str, shell: Shell, launch: Launch
+) -> None:
+    """Also by several at the same time."""
+    where = ["--dsn", running.dsn, "--ledger", ledger]
+    runs = [launch("migrate", *where) for _ in range(2)]
+    assert [run.end() for run in runs] == [0, 0], [run.err for run in runs]
+    again = shell("migrate", *where)
+    assert again.code == 0
+
+    first, second = sorted(run.out for run in runs)
+    nothing = f"ledger: {ledger} is up to date (nothing to do)\n"
+    assert first.startswith(f"ledger: {ledger} is up to date (0001")
+    assert second == again.out == nothing
+
+
+def test_a_role_that_may_not_create_a_schema_is_told_so_in_one_line(running: Running, tag: str, shell: Shell) -> None:
+    """Migrating is the owner's; who else tries sees no traceback."""
+    with psycopg.connect(running.dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE guest_{tag} LOGIN PASSWORD '{tag}'")
+        try:
+            dsn = re.sub(r"//[^@]+@", f"//guest_{tag}:{tag}@", running.dsn)
+            ended = shell("migrate", "--dsn", dsn, "--ledger", f"test_{tag}")
+            assert ended.code == 3
+            assert "permission" in ended.complaint
+        finally:
+            connection.execute(f"DROP ROLE guest_{tag}")
+
+
+# --- dsn -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_dsn_of_a_running_server_is_for_psycopg_and_psql(running: Running, shell: Shell) -> None:
+    """As it is printed, on one line."""
+    ended = shell("dsn", "--data-dir", running.data_dir)
+    assert (ended.code, ended.err) == (0, "")
+    dsn = ended.out.removesuffix("\n")
+    with psycopg.connect(dsn) as connection:
+        assert connection.execute("SELECT count(*) FROM ledger_main.migrations").fetchone() != (0,)
+    psql = shutil.which("psql") or str(embedded._binaries() / "psql")
+    query = [psql, dsn, "-X", "-A", "-t", "-c", "SELECT 1 + 1"]
+    assert subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip() == "2"
+
+
+@pytest.mark.parametrize(("role", "reads_log"), [("auditor", True), ("analyst", False)])
+def test_a_role_reads_and_changes_nothing(role: str, reads_log: bool, running: Running, shell: Shell) -> None:
+    """An auditor reads log and read models, an analyst the read models."""
+    ended = shell("dsn", "--data-dir", running.data_dir, "--role", role)
+    assert ended.code == 0, ended.err
+    with psycopg.connect(ended.out.strip(), autocommit=True) as connection:
+        connection.execute("SELECT count(*) FROM ledger_main.balances")
+        if reads_log:
+            connection.execute("SELECT count(*) FROM ledger_main.events")
+        else:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("SELECT count(*) FROM ledger_main.events")
+        for statement in (
+            "INSERT INTO ledger_main.checkpoints (name, position) VALUES ('x', 1)",
+            "DELETE FROM ledger_main.balances",
+            "CREATE TABLE ledger_main.mine (x int)",
+            "SELECT FROM ledger_main.log_turn FOR UPDATE",
+        ):
+            with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction)):
+                connection.execute(statement)
+
+
+def test_a_server_that_has_stopped_has_no_dsn(made: Path, shell: Shell) -> None:
+    """One line, and exit code 3."""
+    ended = shell("dsn", "--data-dir", made)
+    assert ended.code == 3
+    assert "no embedded Postgres runs" in ended.complaint
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_flags_go_before_the_environment_and_that_before_a_file(
+    running: Running, ledger: str, shell: Shell, tmp_path: Path
+) -> None:
+    """The ledger's name shows which one was heard."""
+    (tmp_path / ".env").write_text(f"LEDGER_DSN={running.dsn}\nLEDGER_LEDGER={ledger}\nLEDGER_UNKNOWN=1\n")
+    other = f"{ledger}x"
+    runs = {
+        ledger: shell("migrate", folder=tmp_path),
+        f"{other}1": shell("migrate", folder=tmp_path, LEDGER_LEDGER=f"{other}1"),
+        f"{other}2": shell("migrate", "--ledger", f"{other}2", folder=tmp_path, LEDGER_LEDGER="Nonsense"),
+    }
+    for name, ended in runs.items():
+        assert ended.code == 0, ended.err
+        assert ended.out.startswith(f"ledger: {name} is up to date")
+    with psycopg.connect(running.dsn, autocommit=True) as connection:
+        for number in (1, 2):
+            connection.execute(f"DROP SCHEMA ledger_{other}{number} CASCADE")
+
+
+def test_a_server_can_be_set_up_by_the_environment_alone(data: Path, launch: Launch) -> None:
+    """Empty values count as unset, as in a file of settings; in JSON every line of the log is an object."""
+    run = launch(
+        "serve",
+        LEDGER_DSN="",
+        LEDGER_READ_DSN="",
+        LEDGER_DATA_DIR=str(data),
+        LEDGER_LISTEN="localhost:0",
+        LEDGER_LOG_FORMAT="json",
+        LEDGER_LOG_LEVEL="debug",
+        LEDGER_FOLLOWER="true",
+    )
+    assert run.address.startswith("localhost:")
+    with client_of(run) as client:
+        fund(client)
+        assert client.balance("alice~").posted == 100_00
+    assert run.stop() == 0
+    events = [json.loads(line) for line in run.err.splitlines()]
+    assert {"serving_writes", "draining"} <= {each["event"] for each in events}
+    assert all({"timestamp", "level"} <= set(each) for each in events)
+
+
+def test_a_data_folder_that_is_asked_for_outdoes_databases_of_the_environment(data: Path, launch: Launch) -> None:
+    """For writes and for reads: else one database would be written and another one read."""
+    run = serve(launch, data, LEDGER_DSN=NOBODY, LEDGER_READ_DSN=NOBODY)
+    with client_of(run) as client:
+        fund(client)
+        read = client.start(GetAccountRequest(account_id="alice~", min_position=client.position))
+        assert read.code() is StatusCode.OK
+    assert run.stop() == 0
+
+
+def test_the_example_of_settings_lists_all_with_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no other; as it is, it changes nothing."""
+    for name in [each for each in os.environ if each.startswith("LEDGER_")]:
+        monkeypatch.delenv(name)
+    text = (ROOT / ".env.example").read_text()
+    shown = dict(re.findall(r"^# (LEDGER_[A-Z_]+)=(.*)$", text, re.MULTILINE))
+
+    assert set(shown) == set(SETTINGS)
+    assert not [line for line in text.splitlines() if line and not line.startswith("#")]
+    defaults = Settings(_env_file=None)  # type: ignore[call-arg]
+    given = {name.removeprefix("LEDGER_").lower(): value for name, value in shown.items() if value}
+    del given["dsn"]  # its default is that there is none
+    assert Settings(_env_file=None, **given) == defaults  # type: ignore[arg-type,call-arg]
+
+
+def test_the_help_lists_the_commands(shell: Shell, launch: Launch) -> None:
+    """`ledger` alone shows the same as `ledger --help`."""
+    shown, alone = launch("--help"), shell()
+    assert shown.end() == 0
+    assert alone.code in (0, 2)
+    assert shown.out.split() == (alone.out + alone.err).split()
+    for command in ("serve", "follow", "migrate", "dsn", "import", "demo"):
+        assert re.search(rf"^\W*{command} ", shown.out, re.MULTILINE)

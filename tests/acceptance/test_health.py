@@ -1,0 +1,258 @@
+"""Health: what the server says of itself is true, and it comes back by itself from whatever befalls its database."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Final
+
+import grpc
+import psycopg
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc import StatusCode
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from serving import LEDGER, LedgerServer, environment, eventually, run_ledger, serving
+from test_api import RPCS, Client, Refused, authorize, batch, check_log, leg, opening, refused_by, transfer
+
+from ledger.embedded import EmbeddedPostgres
+from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
+from ledger.v1.payment_pb2 import PAYMENT_STATE_AUTHORIZED, GetPaymentRequest
+
+SERVING: Final = HealthCheckResponse.SERVING
+NOT_SERVING: Final = HealthCheckResponse.NOT_SERVING
+
+SERVICES: Final = sorted({method.containing_service.full_name for method in RPCS.values()})
+WRITE: Final = ["", "ledger.v1.write", *SERVICES]
+READ: Final = ["ledger.v1.read"]
+
+AT_ONCE_S: Final = 3.0
+"""A call that is answered at once is answered before this deadline, on a busy machine too."""
+
+
+def health(channel: grpc.Channel, *services: str) -> set[int]:
+    """What is said of these services."""
+    stub = HealthStub(channel)
+    return {stub.Check(HealthCheckRequest(service=each), timeout=10).status for each in services}
+
+
+@contextmanager
+def client_of(address: str, ledger: str) -> Iterator[Client]:
+    """A client with names of its own, that finds a server again soon after it was away."""
+    options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        yield Client(channel, ledger, secrets.token_hex(4))
+
+
+def postmaster_of(folder: Path) -> int:
+    return int((folder / "postgres" / "postmaster.pid").read_text().split()[0])
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A Postgres that these tests may kill."""
+    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres")) as postgres:
+        yield postgres
+
+
+@pytest.fixture
+def client(postgres: EmbeddedPostgres, tmp_path: Path, tag: str) -> Iterator[Client]:
+    """A client of a server with a DSN, on a ledger of its own, with a bank, alice and a shop."""
+    postgres.start()
+    ledger = ["--dsn", postgres.dsn, "--ledger", f"test_{tag}"]
+    migrated = run_ledger("migrate", *ledger)
+    assert migrated.returncode == 0, migrated.stderr
+    command = [*LEDGER, "serve", "--listen", "127.0.0.1:0", *ledger]
+    with (
+        (tmp_path / "server.log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment()) as process,
+    ):
+        try:
+            assert process.stdout
+            with client_of(process.stdout.readline().split()[3], f"test_{tag}") as client:
+                eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
+                client.do(opening("bank~", kind=ACCOUNT_KIND_EXTERNAL), opening("alice~"), opening("shop~"))
+                client.do(transfer("fund~", leg("bank~", "alice~", 100_00)))
+                yield client
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+# --- what is said of a server that is well ---------------------------------------------------------------------------
+
+
+def test_a_server_that_is_well_says_so(server: LedgerServer) -> None:
+    """For the server as a whole, for writes and reads, and for every service; what it doesn't have is not found."""
+    with server.channel() as channel:
+        assert health(channel, *WRITE, *READ) == {SERVING}
+        with pytest.raises(grpc.RpcError) as raised:
+            health(channel, "ledger.v2.PaymentService")
+    assert isinstance(raised.value, grpc.Call)
+    assert raised.value.code() is StatusCode.NOT_FOUND
+
+
+def test_reflection_lists_and_describes_every_service(server: LedgerServer) -> None:
+    """A client without the protos finds out all that the contract says."""
+    with server.channel() as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert {*SERVICES, "grpc.health.v1.Health"} <= set(database.get_services())
+        pool = DescriptorPool(database)
+        for each in SERVICES:
+            described = pool.FindServiceByName(each)
+            ours = {method.name for method in RPCS.values() if method.containing_service.full_name == each}
+            assert {method.name for method in described.methods} == ours
+
+
+# --- without a database ----------------------------------------------------------------------------------------------
+
+
+def answer(client: Client, request: Any) -> Any:
+    """The response, or how it was refused; before a deadline that is short."""
+    try:
+        return client(request, timeout=AT_ONCE_S)
+    except grpc.RpcError as error:
+        return refused_by(error)
+
+
+def test_without_a_database_commands_and_reads_are_unavailable_at_once(
+    client: Client, postgres: EmbeddedPostgres
+) -> None:
+    """Each call is answered, not kept waiting; health follows; all comes back with the database, and what was there."""
+    paid = client(authorize("before~"))
+    watching = HealthStub(client.channel).Watch(HealthCheckRequest(service="ledger.v1.write"))
+    assert next(watching).status == SERVING
+
+    os.kill(postmaster_of(postgres._folder.path), signal.SIGKILL)
+
+    away = Refused(StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", {})
+    unread = Refused(StatusCode.UNAVAILABLE, "READS_UNAVAILABLE", {})
+    eventually(lambda: answer(client, authorize("during~")) == away)
+    assert next(watching).status == NOT_SERVING
+    eventually(lambda: health(client.channel, *WRITE, *READ) == {NOT_SERVING})
+    for _ in range(20):
+        assert answer(client, authorize("during~")) == away
+        assert answer(client, batch(opening("a~"), opening("b~"))) == away
+        assert answer(client, authorize("during~", validate_only=True)) == away
+    assert answer(client, authorize("", 0)).reason == "INVALID_REQUEST"
+    assert answer(client, GetAccountRequest(account_id="alice~")) == unread
+    assert answer(client, GetPaymentRequest(payment_id="before~", min_position=paid.position)) == unread
+
+    postgres.start()
+
+    assert next(watching).status == SERVING
+    watching.cancel()
+    eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
+    assert client(authorize("before~")).position == paid.position
+    assert not client(authorize("during~")).replayed
+    assert client.balance("alice~").reserved == 20_00
+
+
+class Payer(Thread):
+    """A client that authorizes payments of 1, one after the other, each sent again until it is answered."""
+
+    def __init__(self, server: LedgerServer, tag: str, number: int) -> None:
+        super().__init__(daemon=True)
+        self._server, self._tag, self._number = server, tag, number
+        self._enough = Event()
+        self.positions: dict[str, int] = {}
+        """Where each payment was recorded, as answered."""
+        self.refused: set[tuple[StatusCode, str]] = set()
+
+    def run(self) -> None:
+        with client_of(self._server.address, self._server.ledger) as client:
+            client.tag = self._tag
+            while not self._enough.is_set():
+                payment_id = f"p{self._number}-{len(self.positions)}~"
+                while payment_id not in self.positions:
+                    self._pay(client, payment_id)
+
+    def finish(self) -> dict[str, int]:
+        self._enough.set()
+        self.join()
+        return self.positions
+
+    def _pay(self, client: Client, payment_id: str) -> None:
+        try:
+            response = client(authorize(payment_id, 1))
+        except grpc.RpcError as error:
+            self.refused.add(refused_by(error)[:2])
+        else:
+            assert response.payment.state == PAYMENT_STATE_AUTHORIZED
+            self.positions[payment_id] = response.position
+
+
+def test_an_embedded_postgres_that_is_killed_comes_back_with_everything_acknowledged(
+    tmp_path: Path, tag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 of the postmaster under load, twice: the server starts it again, and nothing is lost or done twice."""
+    monkeypatch.delenv("LEDGER_TEST_DSN", raising=False)
+    with serving(tmp_path) as server, client_of(server.address, server.ledger) as client:
+        client.tag = tag
+        eventually(lambda: health(client.channel, *WRITE) == {SERVING})
+        client.do(opening("bank~", kind=ACCOUNT_KIND_EXTERNAL), opening("alice~"), opening("shop~"))
+        client.do(transfer("fund~", leg("bank~", "alice~", 1_000_000)))
+        payers = [Payer(server, tag, number) for number in range(4)]
+        for each in payers:
+            each.start()
+        for _ in range(2):
+            until_each_has_paid(payers, 10)
+            killed = postmaster_of(tmp_path / "data")
+            os.kill(killed, signal.SIGKILL)
+            until_each_has_paid(payers, 10)
+            assert postmaster_of(tmp_path / "data") != killed
+        acknowledged = {key: position for each in payers for key, position in each.finish().items()}
+
+        eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
+        again = client(batch(*(authorize(payment_id, 1) for payment_id in acknowledged)))
+        replays = [each.authorize_payment for each in again.results]
+        assert all(each.replayed for each in replays)
+        assert [each.position for each in replays] == list(acknowledged.values())
+        assert client.balance("alice~").reserved == len(acknowledged)
+        refused = set().union(*(each.refused for each in payers))
+        assert {code for code, _ in refused} <= {StatusCode.UNAVAILABLE}, refused
+        check_log(run_ledger("dsn", "--data-dir", tmp_path / "data").stdout.strip(), server.ledger)
+
+
+def until_each_has_paid(payers: list[Payer], more: int) -> None:
+    before = [len(each.positions) for each in payers]
+    eventually(lambda: all(len(each.positions) >= paid + more for each, paid in zip(payers, before, strict=True)))
+
+
+# --- a follower that stops -------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_follower_stops_reads_and_not_writes(client: Client, postgres: EmbeddedPostgres) -> None:
+    """An event that can't be applied is never skipped: reads say so, health of reads too, and writes go on."""
+    applied = client(authorize("before~")).position
+    assert client.balance("alice~").reserved == 10_00
+    poison = """
+        INSERT INTO events (stream, version, position, topic, state)
+        SELECT 'account/poison', 1, max(position) + 1, 'NobodyKnows', '{"command_position": 1}' FROM events
+    """
+    with psycopg.connect(postgres.dsn, options=f"-c search_path=ledger_{client._ledger}") as connection:
+        connection.execute(poison)
+
+    eventually(lambda: health(client.channel, *READ) == {NOT_SERVING})
+
+    written = client(authorize("after~"))
+    assert written.payment.state == PAYMENT_STATE_AUTHORIZED
+    assert written.position == applied + 3
+    assert client(authorize("after~")).replayed
+    stopped = Refused(StatusCode.UNAVAILABLE, "READ_MODEL_STOPPED", {"position": str(applied)})
+    assert answer(client, GetAccountRequest(account_id="alice~")) == stopped
+    assert answer(client, GetPaymentRequest(payment_id="before~")) == stopped
+    assert answer(client, GetPaymentRequest(payment_id="before~", min_position=applied)).position == applied
+    beyond = answer(client, GetPaymentRequest(payment_id="after~", min_position=written.position))
+    assert beyond.code is StatusCode.UNAVAILABLE
+    assert beyond.reason in ("READ_MODEL_BEHIND", "READ_MODEL_STOPPED")
+    assert health(client.channel, *WRITE) == {SERVING}
+    assert health(client.channel, *READ) == {NOT_SERVING}
