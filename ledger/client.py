@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import grpc
@@ -21,7 +22,7 @@ from ledger.v1 import account_pb2, account_pb2_grpc, batch_pb2, batch_pb2_grpc
 PATIENCE_S: Final = 60.0
 """How long nothing at all may succeed before the client gives up."""
 
-_CONNECT_S: Final = 3.0
+_CONNECT_S: Final = 20.0
 _CALL_S: Final = 30.0
 _PAUSE_FIRST_S: Final = 0.05
 _PAUSE_MOST_S: Final = 2.0
@@ -54,13 +55,30 @@ class Refused(Exception):
 
 @contextmanager
 def connected(server: str) -> Iterator[grpc.Channel]:
-    """A channel to a server that answers. Raises NoAnswer if none does."""
+    """A channel to a server that answers. Raises NoAnswer if none does: at once if nothing listens there."""
     with grpc.insecure_channel(server, options=_CHANNEL_OPTIONS) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
-        except grpc.FutureTimeoutError:
-            raise NoAnswer(f"no ledger answers at {server}: is `ledger serve` running there?") from None
+        if not _is_ready(channel):
+            raise NoAnswer(f"no ledger answers at {server}: is `ledger serve` running there?")
         yield channel
+
+
+def _is_ready(channel: grpc.Channel) -> bool:
+    """Whether the channel gets through. A server that is only busy takes its time."""
+    states: SimpleQueue[grpc.ChannelConnectivity] = SimpleQueue()
+    tell = states.put
+    channel.subscribe(tell, try_to_connect=True)
+    give_up = time.monotonic() + _CONNECT_S
+    try:
+        while True:
+            state = states.get(timeout=max(0, give_up - time.monotonic()))
+            if state is grpc.ChannelConnectivity.READY:
+                return True
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                return False
+    except Empty:
+        return False
+    finally:
+        channel.unsubscribe(tell)
 
 
 def code_name(status: Status) -> str:

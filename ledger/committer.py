@@ -6,7 +6,6 @@ replays and refusals included: a batch that records nothing still checks that th
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
@@ -65,6 +64,7 @@ SETTLE_S: Final = 5.0
 QUEUE_MOST_COMMANDS: Final = 20_000
 MEMORY_MOST_STREAMS: Final = 65_536
 _MOVED_MOST: Final = 100_000
+_MOVED_FUNDS: Final = (FundsDebited, FundsCredited)
 CHECK_S: Final = 5.0
 _IDLE_CHECK_S: Final = 1.0
 _RECONNECT_S: Final = 0.2
@@ -342,10 +342,11 @@ class Committer:
         except Exception:
             log.exception("decision_failed", ledger=self._ledger, command=type(command).__name__)
             return Internal()
-        accounts = [each for each in layer.changed.values() if isinstance(each, Account)]
+        if command.validate_only or ticket.validate_only:
+            outcome = _as_if(outcome, layer)
         if not command.validate_only:
             book.merge(layer)
-        return _as_if(outcome, accounts) if command.validate_only or ticket.validate_only else outcome
+        return outcome
 
     # --- the log's head ----------------------------------------------------------------------------------------------
 
@@ -454,13 +455,13 @@ class Committer:
 
 def require_balanced(events: Sequence[LedgerEvent]) -> None:
     """Assert that the debits of one command equal its credits in each currency: money is never made or lost."""
-    net: Counter[str] = Counter()
+    net: dict[str, int] = {}
     for event in events:
-        if isinstance(event, FundsDebited):
-            net[event.after.currency_code] -= event.amount
-        elif isinstance(event, FundsCredited):
-            net[event.after.currency_code] += event.amount
-    assert not any(net.values()), f"debits and credits differ by {dict(net)}"
+        if isinstance(event, _MOVED_FUNDS):
+            change = event.amount if isinstance(event, FundsCredited) else -event.amount
+            currency_code = event.after.currency_code
+            net[currency_code] = net.get(currency_code, 0) + change
+    assert not any(net.values()), f"debits and credits differ by {net}"
 
 
 def _wanted(commands: Sequence[Command], memory: Memory) -> Wanted:
@@ -500,10 +501,10 @@ def _failure(result: Result) -> Refusal | None:
     return DeclinedInBatch(str(event.decline_reason), f" by account {event.declined_account_id!r}{leg}")
 
 
-def _as_if(outcome: Outcome, accounts: Sequence[Account]) -> Outcome:
+def _as_if(outcome: Outcome, layer: Book) -> Outcome:
     """The outcome of a command that was only validated: nothing is recorded, and the accounts show what would be."""
-    position = outcome.position if outcome.replayed else 0
-    return replace(outcome, accounts=tuple(sorted(accounts, key=lambda each: each.id)), position=position)
+    accounts = sorted((each for each in layer.changed.values() if isinstance(each, Account)), key=lambda each: each.id)
+    return replace(outcome, accounts=tuple(accounts), position=outcome.position if outcome.replayed else 0)
 
 
 def _all(chunks: Sequence[Chunk], result: Result) -> list[list[Result]]:

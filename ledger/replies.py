@@ -29,7 +29,7 @@ from ledger.wire import (
     FREEZE_SCOPE,
     PAYMENT_STATE,
     credit_limit,
-    money,
+    set_timestamp,
     timestamp,
 )
 
@@ -50,54 +50,61 @@ RESPONSE_OF: Final[dict[type[Message], type[Any]]] = {
 
 def response_to(request: Message, outcome: Outcome) -> Any:
     """The response of the request's rpc."""
-    thing = outcome.thing
-    common = {
-        "position": outcome.position,
-        "recorded_at": timestamp(outcome.recorded_at),
-        "replayed": outcome.replayed,
-        "balances": [balance_message(account) for account in outcome.accounts],
-    }
-    response = RESPONSE_OF[type(request)]
-    if isinstance(thing, Payment):
-        return response(payment=payment_message(thing), **common)
-    if isinstance(thing, Transfer):
-        return response(transfer=transfer_message(thing), **common)
-    return response(account=account_message(thing), **common)
+    response = RESPONSE_OF[type(request)]()
+    _fill(response, outcome)
+    return response
 
 
 def batch_response(request: batch_pb2.ExecuteBatchRequest, results: list[Result]) -> batch_pb2.ExecuteBatchResponse:
     """One result per command, in order."""
     response = batch_pb2.ExecuteBatchResponse()
+    last = 0
     for entry, result in zip(request.commands, results, strict=True):
+        message = response.results.add()
         if isinstance(result, Refusal):
-            response.results.append(batch_pb2.BatchResult(error=status_of(result)))
+            message.error.CopyFrom(status_of(result))
         else:
             name = entry.WhichOneof("command")
             assert name is not None
-            reply = response_to(getattr(entry, name), result)
-            response.results.append(batch_pb2.BatchResult(**{name: reply}))
-            response.position = max(response.position, result.position)
+            _fill(getattr(message, name), result)
+            last = max(last, result.position)
+    response.position = last
     return response
 
 
-def account_message(account: Account) -> account_pb2.Account:
-    state = account.state
-    message = account_pb2.Account(
-        account_id=account.account_id,
-        currency_code=state.currency_code,
-        kind=ACCOUNT_KIND[state.kind],
-        status=ACCOUNT_STATUS[state.status],
-        freeze_scope=FREEZE_SCOPE[state.freeze_scope],
-        posted=state.posted,
-        reserved=state.reserved,
-        credit_limit=credit_limit(state),
-        available=state.available,
-        version=account.version,
-    )
+def _fill(response: Any, outcome: Outcome) -> None:
+    """Fill a write response in place: in a batch, a message that is made apart would be copied twice."""
+    thing = outcome.thing
+    if isinstance(thing, Payment):
+        fill_payment(response.payment, thing)
+    elif isinstance(thing, Transfer):
+        fill_transfer(response.transfer, thing)
+    else:
+        fill_account(response.account, thing)
+    response.position = outcome.position
+    set_timestamp(response.recorded_at, outcome.recorded_at)
+    if outcome.replayed:
+        response.replayed = True
+    if outcome.accounts:
+        response.balances.extend(map(balance_message, outcome.accounts))
+
+
+def fill_account(message: account_pb2.Account, account: Account) -> None:
+    state, limit = account.state, credit_limit(account.state)
+    message.account_id = account.account_id
+    message.currency_code = state.currency_code
+    message.kind = ACCOUNT_KIND[state.kind]
+    message.status = ACCOUNT_STATUS[state.status]
+    message.freeze_scope = FREEZE_SCOPE[state.freeze_scope]
+    message.posted = state.posted
+    message.reserved = state.reserved
+    if limit is not None:
+        message.credit_limit = limit
+    message.available = state.available
+    message.version = account.version
     if account.opening is not None:
-        message.opened_at.CopyFrom(timestamp(account.opening.timestamp))
+        set_timestamp(message.opened_at, account.opening.timestamp)
         message.metadata.update(account.opening.metadata)
-    return message
 
 
 def balance_message(account: Account) -> account_pb2.AccountBalance:
@@ -114,36 +121,33 @@ def balance_message(account: Account) -> account_pb2.AccountBalance:
     )
 
 
-def payment_message(payment: Payment) -> payment_pb2.Payment:
+def fill_payment(message: payment_pb2.Payment, payment: Payment) -> None:
     request, amounts = payment.request, payment.amounts
-    authorized_at = timestamp(request.timestamp)
-    message = payment_pb2.Payment(
-        payment_id=request.payment_id,
-        payer_account_id=request.payer_account_id,
-        payee_account_id=request.payee_account_id,
-        currency_code=request.amount.currency_code,
-        state=PAYMENT_STATE[payment.state],
-        amount_requested=request.amount.minor_units,
-        amount_authorized=amounts.authorized,
-        amount_captured=amounts.captured,
-        amount_capturable=amounts.capturable,
-        amount_released=amounts.released,
-        amount_expired=amounts.expired,
-        amount_refunded=amounts.refunded,
-        authorized_at=authorized_at,
-        effective_at=timestamp(request.effective_at) if request.effective_at else authorized_at,
-        version=payment.version,
-        reference=request.reference,
-        metadata=request.metadata,
-    )
+    message.payment_id = request.payment_id
+    message.payer_account_id = request.payer_account_id
+    message.payee_account_id = request.payee_account_id
+    message.currency_code = request.amount.currency_code
+    message.state = PAYMENT_STATE[payment.state]
+    message.amount_requested = request.amount.minor_units
+    message.amount_authorized = amounts.authorized
+    message.amount_captured = amounts.captured
+    message.amount_capturable = amounts.capturable
+    message.amount_released = amounts.released
+    message.amount_expired = amounts.expired
+    message.amount_refunded = amounts.refunded
+    set_timestamp(message.authorized_at, request.timestamp)
+    set_timestamp(message.effective_at, request.effective_at or request.timestamp)
+    message.version = payment.version
+    message.reference = request.reference
+    if request.metadata:
+        message.metadata.update(request.metadata)
     if isinstance(request, PaymentDeclined):
         message.decline_reason = DECLINE_REASON[request.decline_reason]
         message.declined_account_id = request.declined_account_id
     else:
-        message.expires_at.CopyFrom(timestamp(request.expires_at))
+        set_timestamp(message.expires_at, request.expires_at)
     if len(payment.history) > 1:
         _add_changes(message, payment)
-    return message
 
 
 def _add_changes(message: payment_pb2.Payment, payment: Payment) -> None:
@@ -172,26 +176,21 @@ def _add_changes(message: payment_pb2.Payment, payment: Payment) -> None:
             message.void_reason = event.reason
 
 
-def transfer_message(transfer: Transfer) -> transfer_pb2.Transfer:
+def fill_transfer(message: transfer_pb2.Transfer, transfer: Transfer) -> None:
     event = transfer.outcome
-    recorded_at = timestamp(event.timestamp)
-    message = transfer_pb2.Transfer(
-        transfer_id=event.transfer_id,
-        state=transfer_pb2.TRANSFER_STATE_POSTED,
-        legs=[
-            transfer_pb2.TransferLeg(
-                from_account_id=leg.from_account_id, to_account_id=leg.to_account_id, amount=money(leg.amount)
-            )
-            for leg in event.legs
-        ],
-        reference=event.reference,
-        metadata=event.metadata,
-        recorded_at=recorded_at,
-        effective_at=timestamp(event.effective_at) if event.effective_at else recorded_at,
-    )
+    message.transfer_id = event.transfer_id
+    message.state = transfer_pb2.TRANSFER_STATE_POSTED
+    for leg in event.legs:
+        moved = message.legs.add(from_account_id=leg.from_account_id, to_account_id=leg.to_account_id)
+        moved.amount.currency_code = leg.amount.currency_code
+        moved.amount.minor_units = leg.amount.minor_units
+    message.reference = event.reference
+    if event.metadata:
+        message.metadata.update(event.metadata)
+    set_timestamp(message.recorded_at, event.timestamp)
+    set_timestamp(message.effective_at, event.effective_at or event.timestamp)
     if isinstance(event, TransferDeclined):
         message.state = transfer_pb2.TRANSFER_STATE_DECLINED
         message.decline_reason = DECLINE_REASON[event.decline_reason]
         message.declined_leg = event.declined_leg
         message.declined_account_id = event.declined_account_id
-    return message

@@ -55,8 +55,16 @@ PAYMENT_STATE: Final = {
 
 def timestamp(moment: datetime) -> Timestamp:
     """A moment in UTC, to the microsecond."""
+    message = Timestamp()
+    set_timestamp(message, moment)
+    return message
+
+
+def set_timestamp(message: Timestamp, moment: datetime) -> None:
+    """Set a Timestamp in place."""
     since = moment - _EPOCH
-    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
+    message.seconds = since.days * 86_400 + since.seconds
+    message.nanos = since.microseconds * 1_000
 
 
 def moment(message: Timestamp, field: str) -> datetime:

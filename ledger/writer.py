@@ -169,9 +169,7 @@ class Writer:
         if self._warned:
             raise NotReplicated
         if rows != len(events):
-            raise LogLostTail(
-                f"the event seen at position {head.position} is gone, or log_turn lost its row"
-            )
+            raise LogLostTail(f"the event seen at position {head.position} is gone, or log_turn lost its row")
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -180,18 +178,18 @@ class Writer:
         Raises AppendUnknown if the commit's outcome can't be told.
         """
         self._warned = False
-        self._connection.execute("BEGIN")
+        self._connection.execute("BEGIN", prepare=False)
         try:
             self._connection.execute(SQL.take_turn)
             yield
         except BaseException as error:
             with suppress(psycopg.Error):
-                self._connection.execute("ROLLBACK")
+                self._connection.execute("ROLLBACK", prepare=False)
             if isinstance(error, AppendUnknown):
                 raise NotWritten("the transaction was never committed") from error
             raise
         try:
-            self._connection.execute("COMMIT")
+            self._connection.execute("COMMIT", prepare=False)
         except psycopg.Error as error:
             raise AppendUnknown from error
         if self._warned:

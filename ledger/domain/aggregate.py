@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from typing import Any, Self
 
 from eventsourcing.domain import BaseAggregate
@@ -12,7 +11,7 @@ from eventsourcing.domain import BaseAggregate
 from ledger.domain.events import LedgerEvent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stamp:
     """What the events of one command have in common: when, by whom, for which request, and where in the log."""
 
@@ -21,7 +20,7 @@ class Stamp:
     correlation_id: str
     command_position: int
 
-    @cached_property
+    @property
     def fields(self) -> dict[str, Any]:
         return {
             "timestamp": self.timestamp,

@@ -59,8 +59,11 @@ def credit_exceeds(state: AccountState, amount: int) -> DeclineReason | None:
 
 def first_decline(*found: tuple[Whose, DeclineReason | None]) -> tuple[Whose, DeclineReason] | None:
     """The decline that is named when there are several: closed, frozen, amounts, funds; the first account's first."""
-    declines = [(whose, reason) for whose, reason in found if reason]
-    return min(declines, key=lambda each: _PRECEDENCE.index(each[1])) if declines else None
+    first = None
+    for whose, reason in found:
+        if reason is not None and (first is None or _PRECEDENCE.index(reason) < _PRECEDENCE.index(first[1])):
+            first = whose, reason
+    return first
 
 
 def posted(state: AccountState, change: int) -> AccountState:

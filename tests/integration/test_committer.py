@@ -615,14 +615,14 @@ def test_large_batches_take_turns(dsn: str, ledger: str, serve: Serve, hold_turn
 
 def test_singles_do_not_starve_a_batch(dsn: str, ledger: str, serve: Serve) -> None:
     """However many single commands come without a pause, a large batch goes on beside them."""
-    desk = serve(queue_most=100_000)
-    desk.do(*WORLD)
+    desk = serve()
     batch = desk.submit(*(open_account(f"a{number}") for number in range(EVENTS_PER_APPEND)))
     numbers = count()
     singles: list[Future[Any]] = []
     while not batch.done():
-        if desk.committer.waiting < 5_000:
-            singles += [desk.submit(open_account(f"b{next(numbers)}")) for _ in range(500)]
+        # Always more than go into one append.
+        singles += [desk.submit(open_account(f"b{next(numbers)}")) for _ in range(EVENTS_PER_APPEND)]
+        eventually(lambda: batch.done() or desk.committer.waiting < 2 * EVENTS_PER_APPEND)
     wait(singles, FOREVER_S)
     assert not any(isinstance(each, Refusal) for each in batch.result())
     assert not any(isinstance(each.result()[0], Refusal) for each in singles)

@@ -157,7 +157,7 @@ class Link:
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy, self._client, self._server = proxy, client, server
-        self._deaf_until: Break | None = None
+        self._deaf: Break | None = None
         proxy.add(self)
         for pump in (self._to_server, self._to_client):
             Thread(target=pump, daemon=True).start()
@@ -180,13 +180,11 @@ class Link:
                 elif how is Break.HALF_SENT:
                     self._server.sendall(data[: len(data) // 2])
                     break
-                elif how is Break.SENT:
-                    self._server.sendall(data)
-                    break
                 else:
-                    self._deaf_until = how
+                    self._deaf = how
                     self._server.sendall(data)
-                    continue
+                    if how is Break.SENT:
+                        break
             self.cut()
             if how is not None:
                 self._proxy.broke.set()
@@ -195,12 +193,12 @@ class Link:
     def _to_client(self) -> None:
         with suppress(OSError):
             while data := self._server.recv(1 << 20):
-                if self._deaf_until is None:
+                if self._deaf is None:
                     self._client.sendall(data)
-                elif self._deaf_until is Break.UNHEARD:
+                elif self._deaf is Break.UNHEARD:
                     self.cut()
                     self._proxy.broke.set()
-                else:
+                elif self._deaf is Break.SILENT:
                     self._proxy.broke.set()
         self.cut()
 

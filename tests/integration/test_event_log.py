@@ -6,7 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any, Final
@@ -63,6 +63,17 @@ for turn in range(int(appends)):
         events.append(StoredEvent(f"account/{number}", version, f"topic{turn % 5}", f"{number}:{version}".encode()))
     append(events)
 """
+
+
+def start_together(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Let processes go on that have their imports behind them."""
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
 
 
 def event(stream: str = "account/a", version: int = 1, topic: str = "AccountOpened") -> StoredEvent:
@@ -130,19 +141,13 @@ def test_readers_miss_nothing_while_processes_append(dsn: str, ledger: str, even
         for process in processes:
             at_the_end.callback(process.kill)
         readers = at_the_end.enter_context(ThreadPoolExecutor())
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
         tails: list[Future[list[Any]]] = [
             readers.submit(tail_by_select, events, total),
             readers.submit(tail_by_subscription, events, total),
         ]
         # The last event of all is of the topic of every writer's last append.
         some = readers.submit(tail_by_subscription, events, total, ("topic0", "topic4"))
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
+        start_together(processes)
         for process in processes:
             assert process.wait(60) == 0
         seen = [tail.result(30) for tail in tails]
@@ -404,10 +409,11 @@ def test_a_writer_that_freezes_in_its_turn_loses_it(dsn: str, ledger: str, write
 MIGRATING: Final = """
 import sys
 from ledger.migrations import migrate
-dsn, ledger = sys.argv[1:]
+dsn, *ledgers = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
-print([each.number for each in migrate(dsn, ledger)], flush=True)
+for ledger in ledgers:
+    print(len(migrate(dsn, ledger)))
 """
 
 
@@ -429,32 +435,27 @@ def test_migrating_again_does_nothing(dsn: str, unmigrated: str) -> None:
     assert [each.number for each in migrations()] == list(range(1, len(migrations()) + 1))
 
 
-@pytest.mark.parametrize("there_is_a_schema", [False, True])
-def test_processes_that_migrate_at_once_take_turns(dsn: str, unmigrated: str, there_is_a_schema: bool) -> None:
-    """Of several that start together one applies the migrations, and all end well."""
-    if there_is_a_schema:
-        with psycopg.connect(dsn) as connection:
-            connection.execute(f"CREATE SCHEMA ledger_{unmigrated}")
+def test_processes_that_migrate_at_once_take_turns(dsn: str, unmigrated: str) -> None:
+    """Of several that start together one applies the migrations, and all end well, whether there is a schema or not."""
+    ledgers = [f"{unmigrated}_{number}" for number in range(20)]
+    processes = []
     with ExitStack() as at_the_end:
-        processes = [
-            at_the_end.enter_context(
-                subprocess.Popen([sys.executable, "-c", MIGRATING, dsn, unmigrated], stdin=-1, stdout=-1, text=True)
-            )
-            for _ in range(5)
-        ]
-        for process in processes:
-            at_the_end.callback(process.kill)
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        applied = [process.communicate(timeout=60)[0].strip() for process in processes]
+        session = at_the_end.enter_context(psycopg.connect(dsn, autocommit=True))
+        for ledger in ledgers:
+            at_the_end.callback(session.execute, f"DROP SCHEMA IF EXISTS ledger_{ledger} CASCADE")
+        for ledger in ledgers[::2]:
+            session.execute(f"CREATE SCHEMA ledger_{ledger}")
+        command = [sys.executable, "-c", MIGRATING, dsn, *ledgers]
+        for _ in range(4):
+            processes.append(at_the_end.enter_context(subprocess.Popen(command, stdin=-1, stdout=-1, text=True)))
+            at_the_end.callback(processes[-1].kill)
+        start_together(processes)
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * len(processes)
-    numbers = [each.number for each in migrations()]
-    assert sorted(applied) == sorted([str(numbers), *["[]"] * (len(processes) - 1)])
-    require_migrated(dsn, unmigrated)
+        applied = zip(*([int(line) for line in output.split()] for output in outputs), strict=True)
+        assert [sorted(each) for each in applied] == [[0, 0, 0, len(migrations())]] * len(ledgers)
+        for ledger in ledgers:
+            require_migrated(dsn, ledger)
 
 
 def test_a_schema_of_a_newer_release_is_refused(dsn: str, ledger: str, session: psycopg.Connection[Any]) -> None:

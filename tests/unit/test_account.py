@@ -59,15 +59,14 @@ DEBITS, CREDITS, ALL = FreezeScope.DEBITS, FreezeScope.CREDITS, FreezeScope.ALL
 def test_authorize_payment_emits_payment_authorized_and_funds_reserved() -> None:
     """The payer's account decides: the payment is born from it, and the promised money is reserved on it."""
     log: list[LedgerEvent] = []
-    opened, asked = Stamp(START, "anonymous", "request-1", 1), Stamp(START, "anonymous", "request-2", 3)
-    limit = Money("EUR", 100_00)
-    alice = Account.open(OpenAccount(account_id="alice", currency_code="EUR", credit_limit=limit), opened, log)
-    shop = Account.open(OpenAccount(account_id="shop", currency_code="EUR"), opened, log)
+    now, limit = Stamp(START, actor="anonymous", correlation_id="readme", command_position=1), Money("EUR", 100_00)
+    alice = Account.open(OpenAccount(account_id="alice", currency_code="EUR", credit_limit=limit), now, log)
+    shop = Account.open(OpenAccount(account_id="shop", currency_code="EUR"), now, log)
 
-    command = AuthorizePayment(
+    order = AuthorizePayment(
         payment_id="order-17", payer_account_id="alice", payee_account_id="shop", amount=Money("EUR", 30_00)
     )
-    payment = alice.authorize_payment(command, shop, asked)
+    payment = alice.authorize_payment(order, shop, now)
 
     authorized, reserved = log[2:]
     assert isinstance(authorized, PaymentAuthorized)

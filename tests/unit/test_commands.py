@@ -28,6 +28,8 @@ from domain import (
 )
 from pydantic import ValidationError
 
+from ledger.domain.aggregate import LedgerAggregate, Stamp
+from ledger.domain.book import Book, Streams
 from ledger.domain.commands import (
     AuthorizePayment,
     CapturePayment,
@@ -44,9 +46,11 @@ from ledger.domain.commands import (
     UnfreezeAccount,
     VoidPayment,
 )
+from ledger.domain.decisions import decide, streams_behind, streams_of
 from ledger.domain.errors import AccountNotFound, InvalidCommand, VersionMismatch
 from ledger.domain.events import AccountKind, FreezeScope
 from ledger.domain.money import Money
+from ledger.domain.payment import Payment
 
 EXTERNAL = AccountKind.EXTERNAL
 
@@ -562,6 +566,38 @@ def test_every_event_on_an_account_counts_its_version_up() -> None:
     ):
         ledger.do(command)
         assert (ledger.account("alice").version, ledger.account("shop").version) == (alice, shop)
+
+
+# --- what a decision looks at ----------------------------------------------------------------------------------------
+
+
+class Watched:
+    """Streams that remember which of them were asked for."""
+
+    def __init__(self, below: Streams) -> None:
+        self.below = below
+        self.asked: set[str] = set()
+
+    def get(self, stream: str) -> LedgerAggregate | None:
+        self.asked.add(stream)
+        return self.below.get(stream)
+
+
+@pytest.mark.parametrize("command", [*DONE.values(), ExpireAuthorization(payment_id="q")], ids=[*DONE, "expire"])
+def test_a_decision_looks_only_at_the_streams_that_it_names(command: Command) -> None:
+    """What is to be in memory before deciding: the streams of the command, and those behind the payment it changes."""
+    ledger = a_ledger()
+    ledger.wait(days=7 if isinstance(command, ExpireAuthorization) else 0)
+    command = expecting(command, *at_version(bystander=ledger.account("bystander").version))
+    watched = Watched(ledger.book)
+    outcome = decide(command, Book(watched, ledger.head), Stamp(ledger.now, "anonymous", "test", ledger.head + 1))
+    assert not outcome.replayed
+    named = set(streams_of(command))
+    if isinstance(outcome.thing, Payment) and not isinstance(command, AuthorizePayment):
+        named |= set(streams_behind(outcome.thing))
+    assert watched.asked <= named
+    assert "account/bystander" in named
+    assert outcome.thing.id in named
 
 
 # --- the order of checks ---------------------------------------------------------------------------------------------
