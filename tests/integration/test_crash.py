@@ -814,14 +814,17 @@ def test_a_process_that_is_killed_in_its_turn_leaves_the_turn_to_others(
 
 
 def test_a_server_process_that_froze_with_the_append_in_hand_records_nothing_later(
-    own_server: OwnServer, own_ledger: str, serve: Serve
+    own_server: OwnServer, own_ledger: str, own_session: psycopg.Connection[Any], serve: Serve
 ) -> None:
     """It was sent to a stopped process and the client's side cut: what was told stays true when the process goes on."""
+    idle = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'idle' AND wait_event = 'ClientRead'"
     with closing(Proxy(own_server.dsn)) as proxy:
         desk = serve(at=proxy.dsn, name=own_ledger)
         desk.do(*WORLD, authorize(10))
         before = read_log(own_server.dsn, own_ledger)
         frozen = desk.backend
+        # Not while it holds what all others need.
+        eventually(lambda: own_session.execute(idle, [frozen]).fetchone())
         os.kill(frozen, signal.SIGSTOP)
         try:
             proxy.break_at(b"PaymentCaptured", Break.SENT)
