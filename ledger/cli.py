@@ -56,6 +56,8 @@ def main() -> None:
         _fail(str(error))
     except psycopg.OperationalError as error:
         _fail(f"can't reach the database: {' '.join(str(error).split())}")
+    except psycopg.Error as error:
+        _fail(f"the database refused: {' '.join(str(error).split())}")
 
 
 @app.command()
@@ -166,10 +168,18 @@ def import_command(
 @app.command()
 def demo() -> None:
     """Show the main job: a server on an embedded Postgres, accounts, payments, and the numbers from two sides."""
-    from ledger.demo import run_demo_with_server
+    import grpc
+
+    from ledger.client import NoAnswer
+    from ledger.demo import DemoFailed, ServerDidNotStart, run_demo_with_server
 
     with tempfile.TemporaryDirectory(prefix="ledger-demo-") as folder:
-        run_demo_with_server(Console(), Path(folder))
+        try:
+            run_demo_with_server(Console(), Path(folder))
+        except ServerDidNotStart as error:
+            _fail(f"the demo failed: {error}")
+        except (DemoFailed, NoAnswer, grpc.RpcError) as error:
+            _fail(f"the demo failed: {error}", EXIT_FAILED)
 
 
 # --- what commands share ---------------------------------------------------------------------------------------------
@@ -223,8 +233,8 @@ def _keep_running(postgres: EmbeddedPostgres, done: threading.Event) -> None:
 def _settings(**flags: Any) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
     if "data_dir" in given and "dsn" not in given:
-        # A flag outdoes the environment: --data-dir asks for the embedded Postgres.
-        given["dsn"] = None
+        # A flag outdoes the environment: --data-dir asks for the embedded Postgres, and for nothing else.
+        given["dsn"] = given["read_dsn"] = None
     try:
         settings = Settings(**given)
     except ValidationError as error:

@@ -22,7 +22,7 @@ from eventsourcing.persistence import StoredEvent
 from ledger.domain.account import Account
 from ledger.domain.aggregate import Stamp
 from ledger.domain.book import Book
-from ledger.domain.commands import Command
+from ledger.domain.commands import AuthorizePayment, Command, PostTransfer
 from ledger.domain.decisions import ACCOUNT_COMMANDS, PAYMENT_COMMANDS, Outcome, decide, streams_behind, streams_of
 from ledger.domain.errors import BatchAborted, DeclinedInBatch, Refusal
 from ledger.domain.events import (
@@ -61,6 +61,7 @@ from ledger.writer import (
 
 CLOCK_OFF_S: Final = 5.0
 SETTLE_S: Final = 5.0
+STOP_S: Final = 2.5
 QUEUE_MOST_COMMANDS: Final = 20_000
 MEMORY_MOST_STREAMS: Final = 65_536
 _MOVED_MOST: Final = 100_000
@@ -93,6 +94,8 @@ class Decided:
     recorded_at: datetime
     checked: bool
     """Whether the log was seen to end where the decisions hold while they were made."""
+    assumed_new: bool
+    """Whether an id was taken to be new without a look at the log."""
 
 
 class Committer:
@@ -128,11 +131,17 @@ class Committer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take nothing more, finish what waits, and end."""
+        """Take nothing more, finish what waits, and end; but don't wait for ever on a database that doesn't answer.
+
+        What is left then is as after a crash: it may be recorded or not, and the same ids tell.
+        """
         self._stopping = True
         self._queue.interrupt()
-        self._thread.join()
-        self._refuse_all()  # what slipped in while the thread ended
+        self._thread.join(STOP_S)
+        if self._thread.is_alive():
+            log.error("commit_left_behind", ledger=self._ledger)
+        else:
+            self._refuse_all()  # what slipped in while the thread ended
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a ticket. Raises the Outage that stands in the way, at once, if one does."""
@@ -227,13 +236,15 @@ class Committer:
         """Two tries at most: if somebody else appends first, the second try is made in our turn, when nobody can."""
         writer = self._connected()
         try:
-            decided = self._decide(chunks)
+            decided = self._decide(chunks, assume_new=_is_lone(chunks))
+            if decided.assumed_new and not decided.events:
+                self._memory.forget_missing()
+                decided = self._decide(chunks)
             if decided.events:
                 self._append(writer, decided)
             elif not decided.checked:
                 self._require_head(writer.head())
         except HeadMoved:
-            self.lost_races += 1
             decided = self._decide_in_turn(writer, chunks)
         self._remember(decided)
         return decided.results
@@ -245,10 +256,12 @@ class Committer:
             self._settle(writer, decided, error)
 
     def _decide_in_turn(self, writer: Writer, chunks: list[Chunk]) -> Decided:
-        decided = None
+        decided, before = None, self._memory.head
+        self._memory.forget_missing()
         try:
             with writer.turn():
                 self._catch_up(writer)
+                self.lost_races += self._memory.head != before
                 decided = self._decide(chunks)
                 if decided.events:
                     writer.append(self._memory.head, decided.events, decided.recorded_at)
@@ -290,17 +303,27 @@ class Committer:
             except Exception:
                 log.exception("listener_failed", ledger=self._ledger)
 
-    def _decide(self, chunks: Sequence[Chunk]) -> Decided:
-        """Decide on a layer over the memory, having loaded all that it takes; raise HeadMoved if that is behind."""
+    def _decide(self, chunks: Sequence[Chunk], *, assume_new: bool = False) -> Decided:
+        """Decide on a layer over the memory, having loaded all that it takes; raise HeadMoved if that is behind.
+
+        With `assume_new`, an id that is not in memory is taken to be new without a look at the log, if nothing else has
+        to be loaded. What is decided then begins the id's stream, so an append of it is refused if the id is used; when
+        there is nothing to append it says nothing.
+        """
         commands = [command for chunk in chunks for command in chunk.commands]
-        checked = self._load(_wanted(commands, self._memory))
+        wanted = _wanted(commands, self._memory)
+        assumed_new = assume_new and bool(wanted.whole) and not wanted.last
+        if assumed_new:
+            self._memory.take_for_missing(wanted.whole)
+            wanted = Wanted()
+        checked = self._load(wanted)
         # What a payment's accounts are is only known when the payment is.
         checked = self._load(_wanted_behind(commands, self._memory)) or checked
         now = max(self._clock(), self._memory.head.recorded_at)
         book = Book(self._memory, self._memory.head.position)
         results = [self._decide_chunk(chunk, book, now) for chunk in chunks]
         stored = [self._mapper.to_stored_event(event) for event in book.events]
-        return Decided(results, book, stored, now, checked)
+        return Decided(results, book, stored, now, checked, assumed_new)
 
     def _load(self, wanted: Wanted) -> bool:
         """Load what is wanted, if anything; whether the head was seen to be the memory's."""
@@ -464,6 +487,19 @@ def require_balanced(events: Sequence[LedgerEvent]) -> None:
     assert not any(net.values()), f"debits and credits differ by {net}"
 
 
+def _is_lone(chunks: Sequence[Chunk]) -> bool:
+    """Whether there is just one command, which begins a stream: it need not wait for a look at the log.
+
+    Among others it has to: a retry of a used id must not make theirs be decided twice.
+    """
+    if len(chunks) > 1 or len(chunks[0].commands) > 1:
+        return False
+    command = chunks[0].commands[0]
+    return isinstance(command, AuthorizePayment | PostTransfer) and not (
+        command.validate_only or chunks[0].ticket.validate_only
+    )
+
+
 def _wanted(commands: Sequence[Command], memory: Memory) -> Wanted:
     wanted = Wanted()
     for command in commands:
@@ -501,10 +537,10 @@ def _failure(result: Result) -> Refusal | None:
     return DeclinedInBatch(str(event.decline_reason), f" by account {event.declined_account_id!r}{leg}")
 
 
-def _as_if(outcome: Outcome, layer: Book) -> Outcome:
-    """The outcome of a command that was only validated: nothing is recorded, and the accounts show what would be."""
-    accounts = sorted((each for each in layer.changed.values() if isinstance(each, Account)), key=lambda each: each.id)
-    return replace(outcome, accounts=tuple(accounts), position=outcome.position if outcome.replayed else 0)
+def _as_if(outcome: Outcome, book: Book) -> Outcome:
+    """The outcome of a command that was only validated: it has no position, and shows its accounts as they would be."""
+    accounts = [book.account(account_id) for account_id in sorted(outcome.account_ids)]
+    return replace(outcome, accounts=tuple(accounts), position=0)
 
 
 def _all(chunks: Sequence[Chunk], result: Result) -> list[list[Result]]:

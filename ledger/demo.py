@@ -69,6 +69,10 @@ class DemoFailed(Exception):
     """The two sides don't agree."""
 
 
+class ServerDidNotStart(DemoFailed):
+    """The demo has no server to show anything on."""
+
+
 def run_demo(
     console: Console, *, server: str, ledger: str = "", events_of: EventsOf, balances_from_log: BalancesFromLog
 ) -> None:
@@ -296,7 +300,7 @@ def _server(folder: Path) -> Iterator[str]:
             assert process.stdout is not None
             ready = process.stdout.readline()
             if not ready:
-                raise DemoFailed(f"the server did not start: exit code {process.wait()}")
+                raise ServerDidNotStart(f"the server did not start: exit code {process.wait()}")
             yield ready.split()[3]
         finally:
             process.send_signal(signal.SIGTERM)

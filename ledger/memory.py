@@ -72,9 +72,16 @@ class Memory:
             self._known.pop(stream, None)
         self.head = head
 
+    def take_for_missing(self, streams: Iterable[str]) -> None:
+        """Remember streams as having no events, without having looked."""
+        self._missing.update(streams)
+
+    def forget_missing(self) -> None:
+        self._missing.clear()
+
     def tidy(self) -> None:
         """Between batches: forget what was missing, and what was not used for longest."""
-        self._missing.clear()
+        self.forget_missing()
         while len(self._known) > self._most:
             self._known.popitem(last=False)
 

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from ledger.domain.account import Account
 from ledger.domain.decisions import Outcome
-from ledger.domain.errors import Refusal
+from ledger.domain.errors import InvalidCommand, Refusal
 from ledger.domain.events import (
     AuthorizationIncremented,
     PaymentCaptured,
@@ -59,12 +59,14 @@ def batch_response(request: batch_pb2.ExecuteBatchRequest, results: list[Result]
     """One result per command, in order."""
     response = batch_pb2.ExecuteBatchResponse()
     last = 0
-    for entry, result in zip(request.commands, results, strict=True):
+    for number, (entry, result) in enumerate(zip(request.commands, results, strict=True)):
         message = response.results.add()
-        if isinstance(result, Refusal):
+        name = entry.WhichOneof("command")
+        if isinstance(result, InvalidCommand):
+            message.error.CopyFrom(status_of(result.inside(f"commands[{number}].{name}." if name else "")))
+        elif isinstance(result, Refusal):
             message.error.CopyFrom(status_of(result))
         else:
-            name = entry.WhichOneof("command")
             assert name is not None
             _fill(getattr(message, name), result)
             last = max(last, result.position)

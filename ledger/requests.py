@@ -50,28 +50,23 @@ def command_of(request: Message) -> Command:
 
 
 def batch_commands(request: batch_pb2.ExecuteBatchRequest) -> list[Command | InvalidCommand]:
-    """The commands of a batch in order, or in a command's place what is wrong with it."""
+    """The commands of a batch in order, or in a command's place what is wrong with it (its fields as it names them)."""
     return [_batch_command(number, each) for number, each in enumerate(request.commands)]
 
 
 def _batch_command(number: int, entry: batch_pb2.BatchCommand) -> Command | InvalidCommand:
     name = entry.WhichOneof("command")
-    path = f"commands[{number}]"
     if name is None:
-        return InvalidCommand(FieldViolation(path, "must be set to one of the requests"))
+        return InvalidCommand(FieldViolation(f"commands[{number}]", "must be set to one of the requests"))
     request = getattr(entry, name)
     if request.ledger:
-        return InvalidCommand(FieldViolation(f"{path}.{name}.ledger", "must be empty: the batch names the ledger"))
+        return InvalidCommand(FieldViolation("ledger", "must be empty: the batch names the ledger"))
     if request.validate_only:
-        return InvalidCommand(
-            FieldViolation(f"{path}.{name}.validate_only", "must be unset: the batch says it for all")
-        )
+        return InvalidCommand(FieldViolation("validate_only", "must be unset: the batch says it for all"))
     try:
         return command_of(request)
     except InvalidCommand as invalid:
-        return InvalidCommand(
-            *(FieldViolation(f"{path}.{name}.{each.field}", each.description) for each in invalid.violations)
-        )
+        return invalid
 
 
 def _open_account(request: account_pb2.OpenAccountRequest) -> OpenAccount:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import socket
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from projections.queries import Queries
 
 GRACE_S: Final = 5.0
 _HEALTH_POLL_S: Final = 0.1
+_START_POLL_S: Final = 0.01
 _READ: Final = "ledger.v1.read"
 _WRITE: Final = "ledger.v1.write"
 
@@ -62,7 +64,8 @@ async def _serve(settings: Settings, dsn: str, ready: Callable[[str], None]) -> 
         sweeping = sweep_forever(parts.committer, parts.queries.expired_payments)
         for task in (asyncio.create_task(_watch(parts, servicer)), asyncio.create_task(sweeping)):
             stack.push_async_callback(_cancel, task)
-        ready(address)
+        if await _until_serving(parts, servicer, stopping):
+            ready(address)
         await stopping.wait()
         log.info("draining", grace_s=GRACE_S)
         await servicer.enter_graceful_shutdown()
@@ -116,23 +119,49 @@ async def _start_grpc(settings: Settings, parts: Parts) -> tuple[grpc.aio.Server
         ],
         server,
     )
+    _require_free(settings.listen)
     try:
         port = server.add_insecure_port(settings.listen)
     except RuntimeError as error:
-        raise CannotListen(f"can't listen on {settings.listen}: is another server running there?") from error
+        raise CannotListen(f"can't listen on {settings.listen}") from error
     await server.start()
     host, _ = split_address(settings.listen)
     return server, servicer, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _require_free(address: str) -> None:
+    """Raise CannotListen if the address can't be listened on. gRPC would say so as well, but in lines of its own."""
+    host, port = split_address(address)
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise CannotListen(f"can't listen on {address}: {error.strerror}. Is another server running there?") from error
+
+
+async def _until_serving(parts: Parts, servicer: Any, stopping: asyncio.Event) -> bool:
+    """Wait until commands are answered and health says so; False if it is to stop before that."""
+    while parts.committer.outage is not None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _START_POLL_S)
+        if stopping.is_set():
+            return False
+    await _report(parts, servicer)
+    return True
+
+
 async def _watch(parts: Parts, servicer: Any) -> None:
-    """Keep the health service true: the services follow writes, reads stand beside them."""
+    """Keep the health service true."""
     while True:
-        writes = parts.committer.outage is None
-        reads = parts.queries.failure is None
-        await _set(servicer, writes, ["", _WRITE, *(each.full_name for each in SERVICES)])
-        await _set(servicer, reads, [_READ])
+        await _report(parts, servicer)
         await asyncio.sleep(_HEALTH_POLL_S)
+
+
+async def _report(parts: Parts, servicer: Any) -> None:
+    """The services follow writes, reads stand beside them."""
+    writes = parts.committer.outage is None
+    reads = parts.queries.failure is None
+    await _set(servicer, writes, ["", _WRITE, *(each.full_name for each in SERVICES)])
+    await _set(servicer, reads, [_READ])
 
 
 async def _set(servicer: Any, serving: bool, names: Sequence[str]) -> None:

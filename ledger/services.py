@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from ledger.committer import Committer
@@ -35,6 +35,10 @@ _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a
 BATCH_MOST_COMMANDS: Final = 5_000
 ATOMIC_MOST_COMMANDS: Final = 2_000
 BATCH_MOST_LEGS: Final = 20_000
+BATCH_MOST_BYTES: Final = 3 * 2**20
+"""The answer repeats what was asked and adds to it: from a larger request it would pass gRPC's usual 4 MiB."""
+
+_NAME_SHOWN: Final = 64
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -80,18 +84,21 @@ class Desk:
     def ledger(self, name: str) -> Open:
         found = self._ledgers.get(name or "main")
         if found is None:
-            raise LedgerNotFound(ledger=name or "main")
+            raise LedgerNotFound(ledger=name[:_NAME_SHOWN] or "main")
         return found
 
     async def write(self, request: Any, context: Context) -> Any:
         """A single command."""
+        correlation_id = self._correlate(context)
         ledger = self.ledger(request.ledger)
-        (result,) = await self._submit(ledger, [command_of(request)], Mode.INDEPENDENT, context)
+        ticket = Ticket([command_of(request)], _waiter(), correlation_id, deadline=_deadline(context))
+        (result,) = await self._submit(ledger, ticket)
         if isinstance(result, Refusal):
             raise result
         return response_to(request, result)
 
     async def batch(self, request: batch_pb2.ExecuteBatchRequest, context: Context) -> batch_pb2.ExecuteBatchResponse:
+        correlation_id = self._correlate(context)
         ledger = self.ledger(request.ledger)
         mode = _mode(request)
         _check_size(request, mode)
@@ -99,9 +106,18 @@ class Desk:
         sound = [each for each in commands if isinstance(each, Command)]
         if mode is Mode.ATOMIC and len(sound) < len(commands):
             return batch_response(request, _aborted(commands))
-        results = iter(
-            await self._submit(ledger, sound, mode, context, validate_only=request.validate_only) if sound else []
-        )
+        done: Sequence[Result] = []
+        if sound:
+            ticket = Ticket(
+                sound,
+                _waiter(),
+                correlation_id,
+                mode=mode,
+                validate_only=request.validate_only,
+                deadline=_deadline(context),
+            )
+            done = await self._submit(ledger, ticket)
+        results = iter(done)
         return batch_response(request, [each if isinstance(each, Refusal) else next(results) for each in commands])
 
     def reader(self, name: str) -> Handler:
@@ -113,24 +129,27 @@ class Desk:
 
         return read
 
-    async def _submit(
-        self,
-        ledger: Open,
-        commands: Sequence[Command],
-        mode: Mode,
-        context: Context,
-        *,
-        validate_only: bool = False,
-    ) -> Sequence[Result]:
-        waiter: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
-        remaining = context.time_remaining()
-        deadline = None if remaining is None else monotonic() + remaining
+    async def _submit(self, ledger: Open, ticket: Ticket) -> Sequence[Result]:
+        ledger.committer.submit(ticket)
+        waiter = ticket.waiter
+        assert isinstance(waiter, asyncio.Future)
+        results: list[Result] = await waiter
+        return results
+
+    def _correlate(self, context: Context) -> str:
+        """The request's name on every event that comes of it: the caller's, or one of ours; the caller is told."""
         correlation_id = _correlation_id(context) or next(self._calls)
         context.set_trailing_metadata(((CORRELATION_ID, correlation_id),))
-        ledger.committer.submit(
-            Ticket(commands, waiter, correlation_id, mode=mode, validate_only=validate_only, deadline=deadline)
-        )
-        return await waiter
+        return correlation_id
+
+
+def _waiter() -> asyncio.Future[list[Result]]:
+    return asyncio.get_running_loop().create_future()
+
+
+def _deadline(context: Context) -> float | None:
+    remaining = context.time_remaining()
+    return None if remaining is None else monotonic() + remaining
 
 
 def deliver_to(loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Ticket]], None]:
@@ -172,6 +191,9 @@ def _check_size(request: batch_pb2.ExecuteBatchRequest, mode: Mode) -> None:
     most = ATOMIC_MOST_COMMANDS if mode is Mode.ATOMIC else BATCH_MOST_COMMANDS
     if not 1 <= len(request.commands) <= most:
         raise InvalidCommand(FieldViolation("commands", f"must be 1 to {most}, not {len(request.commands)}"))
+    if request.ByteSize() > BATCH_MOST_BYTES:
+        size = f"must have at most {BATCH_MOST_BYTES} bytes in all, not {request.ByteSize()}"
+        raise InvalidCommand(FieldViolation("commands", size))
     legs = sum(len(each.post_transfer.legs) for each in request.commands if each.HasField("post_transfer"))
     if legs > BATCH_MOST_LEGS:
         raise InvalidCommand(FieldViolation("commands", f"must have at most {BATCH_MOST_LEGS} legs in all, not {legs}"))
@@ -180,7 +202,9 @@ def _check_size(request: batch_pb2.ExecuteBatchRequest, mode: Mode) -> None:
 def _aborted(commands: Sequence[Command | InvalidCommand]) -> list[Result]:
     """The results of an ATOMIC batch with a malformed command."""
     failed = next(number for number, each in enumerate(commands) if isinstance(each, InvalidCommand))
-    return [each if isinstance(each, InvalidCommand) else BatchAborted(failed=failed) for each in commands]
+    first = commands[failed]
+    assert isinstance(first, InvalidCommand)
+    return [first if number == failed else BatchAborted(failed=failed) for number in range(len(commands))]
 
 
 # --- the rpcs --------------------------------------------------------------------------------------------------------
@@ -218,9 +242,21 @@ def _rpc_handler(desk: Desk, method: MethodDescriptor) -> grpc.RpcMethodHandler[
     request_class = GetMessageClass(method.input_type)
     serialize = GetMessageClass(method.output_type).SerializeToString
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(_refused_stream, request_class.FromString, serialize)
+        return grpc.unary_stream_rpc_method_handler(_refused_stream, _parser(request_class), serialize)
     handler = _guarded(_handler(desk, method.name, request_class))
-    return grpc.unary_unary_rpc_method_handler(handler, request_class.FromString, serialize)
+    return grpc.unary_unary_rpc_method_handler(handler, _parser(request_class), serialize)
+
+
+def _parser(request_class: type[Message]) -> Callable[[bytes], Message | None]:
+    """Bytes to a request, or None where gRPC would answer an exception with its text."""
+
+    def parse(data: bytes) -> Message | None:
+        try:
+            return request_class.FromString(data)
+        except DecodeError:
+            return None
+
+    return parse
 
 
 def _handler(desk: Desk, name: str, request_class: type[Message]) -> Handler:
@@ -245,6 +281,8 @@ def _guarded(handler: Handler) -> Handler:
 
     async def guarded(request: Any, context: Context) -> Any:
         try:
+            if request is None:
+                raise InvalidCommand(FieldViolation("", "the bytes are not the request of this rpc"))
             return await handler(request, context)
         except Refusal as refusal:
             await _abort(context, refusal)

@@ -6,6 +6,8 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -39,13 +41,25 @@ def _ledger_name(name: str) -> str:
     return name
 
 
+def _connection_string(dsn: str) -> str:
+    try:
+        conninfo_to_dict(dsn)
+    except ProgrammingError:
+        # The driver's own words would repeat the string, and the password in it.
+        raise ValueError("not a connection string of Postgres, such as postgresql://USER@HOST:5432/DATABASE") from None
+    return dsn
+
+
+Dsn = Annotated[str, AfterValidator(_connection_string)]
+
+
 class Settings(BaseSettings):
     """Every setting. `.env.example` lists them with what they mean."""
 
-    model_config = SettingsConfigDict(env_prefix="LEDGER_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="LEDGER_", env_file=".env", env_ignore_empty=True, extra="ignore")
 
-    dsn: str | None = None
-    read_dsn: str | None = None
+    dsn: Dsn | None = None
+    read_dsn: Dsn | None = None
     data_dir: Path = Path(".data")
     ledger: Annotated[str, AfterValidator(_ledger_name)] = "main"
     listen: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:50051"

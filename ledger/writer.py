@@ -34,6 +34,7 @@ NOT_WRITTEN: Final = frozenset(
 )
 """SQLSTATEs given only to a statement that the server has undone. After any other error the outcome is unknown."""
 
+_LOAD: Final = {"last": SQL.load_last, "first": SQL.load_first, "whole": SQL.load_whole}
 _SYNC_REP_CANCELLED: Final = "01000"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -135,7 +136,8 @@ class Writer:
     def load(self, wanted: Wanted) -> Loaded:
         """What is wanted and the head, read at one moment. Streams without events are simply not in it."""
         columns = {"last": list(wanted.last), "first": list(wanted.first), "whole": list(wanted.whole)}
-        rows = self._connection.execute(SQL.load, columns, binary=True)
+        needed = "\nUNION ALL\n".join([SQL.load_head, *(_LOAD[part] for part in columns if columns[part])])
+        rows = self._connection.execute(needed, columns, binary=True)
         head = Head()
         parts: tuple[list[RecordedEvent], ...] = ([], [], [], [])
         for part, position, stream, version, topic, recorded_at, state in rows:

@@ -67,6 +67,16 @@ class Outcome:
     accounts: tuple[Account, ...] = ()
 
     @property
+    def account_ids(self) -> set[str]:
+        """The accounts that the command is about."""
+        if isinstance(self.thing, Payment):
+            return {self.thing.request.payer_account_id, self.thing.request.payee_account_id}
+        if isinstance(self.thing, Transfer):
+            legs = self.thing.outcome.legs
+            return {leg.from_account_id for leg in legs} | {leg.to_account_id for leg in legs}
+        return {self.thing.account_id}
+
+    @property
     def decline(self) -> PaymentDeclined | TransferDeclined | None:
         """The event that says why, if it was a decline."""
         if isinstance(self.thing, Payment):

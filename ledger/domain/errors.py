@@ -38,7 +38,11 @@ class InvalidCommand(Refusal):
 
     def __init__(self, *violations: FieldViolation) -> None:
         self.violations: Final = violations
-        super().__init__(summary="; ".join(f"{each.field}: {each.description}" for each in violations))
+        super().__init__(summary="; ".join(f"{each.field}: {each.description}".lstrip(": ") for each in violations))
+
+    def inside(self, path: str) -> InvalidCommand:
+        """The same, with the fields as seen from outside: `path` before each."""
+        return type(self)(*(FieldViolation(path + each.field, each.description) for each in self.violations))
 
 
 class IdAlreadyUsed(Refusal):

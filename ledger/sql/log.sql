@@ -18,19 +18,22 @@ SELECT position, recorded_at FROM events ORDER BY position DESC LIMIT 1
 -- holds: whether the event that was seen at `head` is there
 SELECT EXISTS (SELECT FROM events WHERE position = %(head)s AND recorded_at = %(head_recorded_at)s)
 
--- load: the head (part 0), and of streams their last event (part 1), their first (part 2) or all (part 3), at one moment
+-- load_head: part 0 of a load, the head. The parts that are needed are joined by UNION ALL: all is seen at one moment
 SELECT 0 AS part, position, NULL AS stream, 0::bigint AS version, NULL AS topic, recorded_at, NULL::bytea AS state
 FROM (SELECT position, recorded_at FROM events ORDER BY position DESC LIMIT 1) AS head
-UNION ALL
-SELECT 1, e.position, e.stream, e.version, e.topic, e.recorded_at, e.state
+
+-- load_last: part 1, the last event of streams
+SELECT 1 AS part, e.position, e.stream, e.version, e.topic, e.recorded_at, e.state
 FROM unnest(%(last)b::text[]) AS wanted (stream),
      LATERAL (SELECT * FROM events WHERE events.stream = wanted.stream ORDER BY version DESC LIMIT 1) AS e
-UNION ALL
-SELECT 2, e.position, e.stream, e.version, e.topic, e.recorded_at, e.state
+
+-- load_first: part 2, the first event of streams
+SELECT 2 AS part, e.position, e.stream, e.version, e.topic, e.recorded_at, e.state
 FROM unnest(%(first)b::text[]) AS wanted (stream),
      LATERAL (SELECT * FROM events WHERE events.stream = wanted.stream ORDER BY version LIMIT 1) AS e
-UNION ALL
-SELECT 3, e.position, e.stream, e.version, e.topic, e.recorded_at, e.state
+
+-- load_whole: part 3, all events of streams
+SELECT 3 AS part, e.position, e.stream, e.version, e.topic, e.recorded_at, e.state
 FROM unnest(%(whole)b::text[]) AS wanted (stream),
      LATERAL (SELECT * FROM events WHERE events.stream = wanted.stream ORDER BY version OFFSET 0) AS e
 

@@ -72,7 +72,9 @@ class ExecuteBatchRequest(_message.Message):
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCommand]:
         """1 to 5,000 commands, 2,000 if ATOMIC, with at most 20,000 transfer legs in all.
-        Keep the whole request under 4 MiB, gRPC's usual limit.
+        The request may have at most 3 MiB. The answer repeats what was asked, and things as they were before: if yours
+        repeats a lot (large metadata, payments with many captures), allow your client more than gRPC's usual 4 MiB.
+        An answer that your own client finds too large was recorded all the same.
         """
 
     def __init__(

@@ -2006,8 +2006,8 @@ def test_effective_time_is_for_reports(client: Client) -> None:
     assert (january.available, january.credit_limit, january.version) == (11_00, 1_00, client.account("alice~").version)
 
 
-def test_reserved_by_effective_time_counts_what_was_promised_by_then(people: Client) -> None:
-    """Not before the authorization took effect, and below zero where a capture was dated before it."""
+def test_reserved_takes_no_part_in_effective_times(people: Client) -> None:
+    """Only posted is as of then; reserved is as known, and available follows from both."""
     people.do(
         authorize("p~", 5_00, effective_at=at(2020, 5)),
         authorize("q~", 7_00, effective_at=at(2020, 7)),
@@ -2015,12 +2015,11 @@ def test_reserved_by_effective_time_counts_what_was_promised_by_then(people: Cli
     )
     people(authorize("now~", 1_00))
 
-    def reserved(moment: Timestamp) -> int:
-        return people.balance("alice~", effective_at=moment).reserved
-
-    expected_ = [0, 5_00, 5_00 - 7_00, 5_00]
-    assert [reserved(moment) for moment in (at(2020, 4), at(2020, 5), at(2020, 6), at(2020, 7))] == expected_
-    assert reserved(at(9999)) == people.balance("alice~").reserved == 6_00
+    balances = [people.balance("alice~", effective_at=moment) for moment in (at(2020, 4), at(2020, 6), at(9999))]
+    posted = people.balance("alice~").posted
+    assert [each.reserved for each in balances] == [6_00, 6_00, 6_00]
+    assert [each.posted for each in balances] == [0, -7_00, posted]
+    assert [each.available for each in balances] == [each.posted - 6_00 for each in balances]
 
 
 def test_a_sum_by_effective_time_that_no_int64_holds_is_refused_decently(client: Client) -> None:
@@ -2211,15 +2210,17 @@ def test_a_message_over_the_limit_is_refused(client: Client) -> None:
 
 
 def test_the_answer_to_a_batch_within_the_limit_reaches_an_ordinary_client(server: LedgerServer, tag: str) -> None:
-    """A client with gRPC's usual limit for answers, too, that keeps its requests under 4 MiB, gets every answer."""
+    """A client with gRPC's usual limit for answers gets that of the largest request that is taken, under 3 MiB."""
     with grpc.insecure_channel(server.address) as channel:
         client = Client(channel, server.ledger, tag)
         client.do(opening("bank~", kind=ACCOUNT_KIND_EXTERNAL), opening("alice~", credit_limit=eur(MOST)))
         note = {"metadata": {"note": "x" * 8_180}, "payee_account_id": "bank~"}
-        request = batch(*(authorize(f"p{number:03}~", 1, **note) for number in range(505)))
-        assert 0 < (4 << 20) - client.prepared(request).ByteSize() < 50_000
+        request = batch(*(authorize(f"p{number:03}~", 1, **note) for number in range(379)))
+        assert 0 < (3 << 20) - client.prepared(request).ByteSize() < 50_000
 
-        assert len(client(request).results) == 500
+        assert len(client(request).results) == 379
+        larger = batch(*(authorize(f"p{number:03}~", 1, **note) for number in range(390)))
+        assert client.refuses(larger)[:2] == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
 # --- a server with other settings ------------------------------------------------------------------------------------

@@ -455,6 +455,29 @@ def test_an_id_that_is_used_is_not_used_otherwise(dsn: str, ledger: str, serve: 
     assert read_log(dsn, ledger) == before
 
 
+def test_an_id_that_is_not_remembered_is_not_taken_for_new(dsn: str, ledger: str, desks: tuple[Any, Any]) -> None:
+    """A committer at the head that remembers the accounts of a command, but not its id, finds that the id is used."""
+    here, elsewhere = desks
+    declined = authorize(450, payment_id="q"), transfer("t", leg("alice", "shop", 450))
+    # A decline changes no account, so none is forgotten for it.
+    assert [each.words for each in elsewhere.answers(*declined)] == ["DECLINED INSUFFICIENT_FUNDS"] * 2
+    here.do(fund("alice", 400, "more"))
+    before = read_log(dsn, ledger)
+    for command in declined:
+        assert here.answer(command) == "replayed DECLINED INSUFFICIENT_FUNDS"
+    others = (
+        authorize(451, payment_id="q"),
+        authorize(450, payment_id="q", currency_code="USD"),
+        authorize(450, payment_id="q", payee="nobody"),
+        transfer("t", leg("alice", "shop", 451)),
+        transfer("t", leg("shop", "alice", 450)),
+        transfer("t", leg("alice", "nobody", 450)),
+    )
+    for command in others:
+        assert here.answer(command) == "refused ID_ALREADY_USED", command
+    assert read_log(dsn, ledger) == before
+
+
 def test_a_refused_id_is_not_used_up(dsn: str, ledger: str, serve: Serve) -> None:
     """A refusal records nothing: the same id may be sent with other fields, and is then first."""
     desk = serve()
@@ -728,7 +751,7 @@ def test_a_command_is_not_decided_again_past_its_deadline(
     """Its append was lost to somebody else's, and the turn came after its deadline: nothing of it is recorded."""
     here, elsewhere = desks
     elsewhere.do(open_account("x"))
-    command = capture("c") if decided_again == "after a lost append" else authorize(1, payment_id="q")
+    command = capture("c") if decided_again == "after a lost append" else open_account("y")
     before = read_log(dsn, ledger)
     turn = hold_turn()
     deadline = monotonic() + 1
@@ -937,7 +960,8 @@ def cut(session: psycopg.Connection[Any], keep: int) -> None:
 
 ASKED_OF_A_CUT_LOG: Final = {
     "something to record, all of it remembered": capture("c"),
-    "something to record, not all of it remembered": authorize(1, payment_id="q"),
+    "something to record, not all of it remembered": open_account("new"),
+    "something new to record": authorize(1, payment_id="q"),
     "a replay": authorize(10),
     "a refusal": capture("c", 11),
     "a validation": authorize(10, validate_only=True),

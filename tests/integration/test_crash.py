@@ -249,7 +249,7 @@ def test_a_connection_that_was_ended_while_idle_is_replaced(
     desk.do(*WORLD)
     for number in range(3):
         end(session, desk.backend)
-        assert desk.answer(authorize(1, payment_id=f"p{number}")) == "AUTHORIZED"
+        assert desk.answer(open_account(f"x{number}")) == "OPEN"
     check_log(dsn, ledger)
 
 
@@ -293,11 +293,11 @@ def test_a_connection_that_is_cut_while_something_is_looked_up_is_replaced(
     desk = serve(at=proxy.dsn)
     desk.do(*WORLD)
     for number, how in enumerate((Break.UNSENT, Break.HALF_SENT, Break.SENT, Break.UNHEARD)):
-        payment_id = f"looked-up-{number}"
-        proxy.break_at(f"payment/{payment_id}".encode(), how)
-        assert desk.answer(authorize(1, payment_id=payment_id)) == "AUTHORIZED"
+        # Whether there is such an account is looked up before it is opened.
+        proxy.break_at(f"account/x{number}".encode(), how)
+        assert desk.answer(open_account(f"x{number}")) == "OPEN"
         assert proxy.broke.wait(LONG_S)
-        assert recorded_once(dsn, ledger, payment_id)
+    assert len(check_log(dsn, ledger)) == 6 + 4
 
 
 # --- the connection: during and after the append ---------------------------------------------------------------------
@@ -436,7 +436,7 @@ def test_a_second_try_is_told_as_it_is(
     desk, elsewhere = serve(at=proxy.dsn), serve()
     fall_behind(desk, elsewhere)
     proxy.break_at(marker, how)
-    (answer,) = desk.answers(authorize(10))
+    answer, _ = desk.answers(authorize(10), open_account("y"))
     assert proxy.broke.wait(LONG_S)
     if how is Break.UNHEARD and marker is COMMIT:
         assert answer.words == "AUTHORIZED"
@@ -460,13 +460,13 @@ def test_a_second_try_that_waits_for_its_turn_is_made_on_a_new_connection(
     desk, elsewhere = serve(), serve()
     fall_behind(desk, elsewhere)
     turn = hold_turn()
-    future = desk.submit(authorize(10))
+    future = desk.submit(authorize(10), open_account("y"))
     eventually(lambda: turn.waiting)
     killed = set(turn.waiting)
     end(session, *killed)
     eventually(lambda: set(turn.waiting) - killed)
     turn.release()
-    (outcome,) = future.result(LONG_S)
+    outcome, _ = future.result(LONG_S)
     assert recorded_once(dsn, ledger) == outcome.position - 1
 
 
@@ -817,7 +817,7 @@ def test_a_server_process_that_froze_with_the_append_in_hand_records_nothing_lat
     own_server: OwnServer, own_ledger: str, own_session: psycopg.Connection[Any], serve: Serve
 ) -> None:
     """It was sent to a stopped process and the client's side cut: what was told stays true when the process goes on."""
-    idle = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'idle' AND wait_event = 'ClientRead'"
+    idle = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'idle' AND wait_event = 'ClientRead'"
     with closing(Proxy(own_server.dsn)) as proxy:
         desk = serve(at=proxy.dsn, name=own_ledger)
         desk.do(*WORLD, authorize(10))
