@@ -40,6 +40,9 @@ class EventMapper(Mapper[str]):
         super().__init__(JSONTranscoder())  # required by the library; pydantic does the work
         self._classes = topics
         self._topics = {event_class: topic for topic, event_class in topics.items()}
+        self._newest: dict[str, int] = {
+            topic: event_class.model_fields["class_version"].default for topic, event_class in topics.items()
+        }
         self._upcasters = upcasters
 
     def to_stored_event(self, domain_event: DomainEventProtocol[str]) -> StoredEvent:
@@ -71,7 +74,7 @@ class EventMapper(Mapper[str]):
         if event_class is None:
             raise ValueError("unknown topic; is this ledger written by a newer release?")
         fields = from_json(state)
-        version, newest = fields["class_version"], event_class.model_fields["class_version"].default
+        version, newest = fields["class_version"], self._newest[topic]
         if type(version) is not int or version < 1:
             raise ValueError(f"class_version is {version!r}, not 1, 2, 3 ...")
         if "originator_id" in fields or "originator_version" in fields:

@@ -32,6 +32,11 @@ class Book:
         self.events: list[LedgerEvent] = []
 
     def get(self, stream: str) -> LedgerAggregate | None:
+        """The aggregate as it is here. It is not to be changed: layers on top of this one take copies."""
+        return self._here.get(stream) or self._below.get(stream)
+
+    def _take(self, stream: str) -> LedgerAggregate | None:
+        """The aggregate as this layer's own, which may be changed."""
         found = self._here.get(stream)
         if found is None:
             below = self._below.get(stream)
@@ -64,18 +69,18 @@ class Book:
     # --- by kind -----------------------------------------------------------------------------------------------------
 
     def account(self, account_id: str) -> Account:
-        found = self.get(account_stream(account_id))
+        found = self._take(account_stream(account_id))
         if found is None:
             raise AccountNotFound(account_id=account_id)
         assert isinstance(found, Account)
         return found
 
     def find_payment(self, payment_id: str) -> Payment | None:
-        found = self.get(payment_stream(payment_id))
+        found = self._take(payment_stream(payment_id))
         assert found is None or isinstance(found, Payment)
         return found
 
     def find_transfer(self, transfer_id: str) -> Transfer | None:
-        found = self.get(transfer_stream(transfer_id))
+        found = self._take(transfer_stream(transfer_id))
         assert found is None or isinstance(found, Transfer)
         return found

@@ -556,7 +556,7 @@ def test_a_committer_that_stops_while_the_database_is_away_answers_all(serve: Se
     with suppress(DatabaseUnavailable):
         futures = [desk.submit(open_account(f"x{number}")) for number in range(10)]
         desk.committer.stop()
-        codes = {future.result(0)[0].code for future in futures}
+        codes = {future.result(LONG_S)[0].code for future in futures}
         assert codes <= {"DATABASE_UNAVAILABLE", "SHUTTING_DOWN"}
 
 
