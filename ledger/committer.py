@@ -190,6 +190,8 @@ class Committer:
             log.error("append_failed", ledger=self._ledger, why=str(error))
             if str(error) == READ_ONLY:
                 self._lose_database()  # the primary may be elsewhere by now
+            elif self._writer is not None and self._writer.is_lost:
+                self._disconnect()
             results = _all(chunks, NotRecorded())
         except NotReplicated:
             log.error("append_not_replicated", ledger=self._ledger)
@@ -282,10 +284,13 @@ class Committer:
         self._lose_database()
         give_up = monotonic() + SETTLE_S
         while True:
+            fresh = None
             try:
                 fresh = Writer(self._dsn, self._ledger, self._clock)
                 landed = fresh.settle(lost, head, decided.events)
-            except (psycopg.Error, AppendUnknown, NotWritten) as error:
+            except (psycopg.Error, AppendUnknown, NotReplicated, NotWritten) as error:
+                if fresh is not None:
+                    fresh.close()
                 if monotonic() > give_up:
                     raise OutcomeUnknown from error
                 sleep(_RECONNECT_S)
@@ -338,6 +343,9 @@ class Committer:
         ticket = chunk.ticket
         if ticket.is_late():
             return [DeadlinePassed()] * len(chunk.commands)
+        if ticket.results and isinstance(ticket.results[-1], Outage):
+            # What came before is not recorded. To go on without it would decline what only lacks it.
+            return [ticket.results[-1]] * len(chunk.commands)
         if ticket.mode is Mode.INDEPENDENT and not ticket.validate_only:
             return [self._decide_one(command, ticket, book, now) for command in chunk.commands]
         layer = book.layer()

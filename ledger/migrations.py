@@ -29,6 +29,13 @@ class Migration:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
+_MADE_MEANWHILE: Final = (
+    psycopg.errors.UniqueViolation,
+    psycopg.errors.DuplicateObject,
+    psycopg.errors.DuplicateSchema,
+    psycopg.errors.DuplicateTable,
+)
+
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS migrations (
     number     int         PRIMARY KEY,
@@ -55,11 +62,12 @@ def migrate(dsn: str, ledger: str) -> list[Migration]:
     release made.
     """
     with connect(dsn, ledger, "ledger-migrate") as connection:
-        try:
-            return _migrate(connection, ledger)
-        except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable, psycopg.errors.DuplicateSchema):
-            # Two are creating the same schema: the other one did.
-            return _migrate(connection, ledger)
+        while True:
+            try:
+                return _migrate(connection, ledger)
+            except _MADE_MEANWHILE:
+                # Several are making the same schema or table, and another was first: look again.
+                continue
 
 
 def require_migrated(dsn: str, ledger: str) -> None:

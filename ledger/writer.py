@@ -95,17 +95,24 @@ class Writer:
     def __init__(self, dsn: str, ledger: str, clock: Callable[[], datetime]) -> None:
         self._dsn, self._ledger = dsn, ledger
         self._connection: psycopg.Connection[TupleRow] = connect(dsn, ledger, "ledger-writer")
+        self._clock = clock
+        self.clock_offset_s = 0.0
+        """How far this machine's clock is ahead of the database's, when last compared."""
+        self._warned = False
+        try:
+            self._pid, self._backend_start = self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> tuple[int, datetime]:
         self._connection.prepare_threshold = 2
+        self._connection.add_notice_handler(self._notice)
         # Planning the statements anew each time would cost more than running them.
         self._connection.execute("SET plan_cache_mode = force_generic_plan")
         # A writer that freezes in its turn must not stop the others for ever.
         self._connection.execute("SET idle_in_transaction_session_timeout = '10s'")
-        self._connection.add_notice_handler(self._notice)
-        self._warned = False
-        self._clock = clock
-        self.clock_offset_s = 0.0
-        """How far this machine's clock is ahead of the database's, when last compared."""
-        self._pid, self._backend_start = self.check_clock()
+        return self.check_clock()
 
     def check_clock(self) -> tuple[int, datetime]:
         """Compare the clocks; return what identifies this session to the server."""
@@ -120,6 +127,11 @@ class Writer:
     def backend_pid(self) -> int:
         """The server process behind this connection."""
         return self._pid
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection is known to be of no more use."""
+        return self._connection.closed
 
     def close(self) -> None:
         self._connection.close()

@@ -24,6 +24,7 @@ from ledger.domain.errors import AccountNotFound, InvalidCommand, PaymentNotFoun
 from ledger.domain.events import TOPICS
 from ledger.domain.money import MAX_MINOR_UNITS
 from ledger.postgres import connect
+from ledger.v1 import account_pb2, payment_pb2, transfer_pb2
 from ledger.v1.account_pb2 import GetAccountBalanceRequest, GetAccountRequest
 from ledger.v1.payment_pb2 import GetPaymentRequest
 from ledger.v1.transfer_pb2 import GetTransferRequest
@@ -157,6 +158,12 @@ def test_the_tables_themselves_refuse_what_can_not_be(
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
+def filled(message: Any, fill: Callable[[Any, Any], None], thing: Any) -> Any:
+    """The message that a command answers with."""
+    fill(message, thing)
+    return message
+
+
 def test_reads_show_what_the_commands_answered(history: History, follower: Follower, ask: Callable[..., Any]) -> None:
     """Read back from the tables, every account, payment and transfer is the message that a command answers with."""
     history.live(Random(4), 1_000)
@@ -169,7 +176,7 @@ def test_reads_show_what_the_commands_answered(history: History, follower: Follo
             if kind == "account":
                 opened = await queries.get_account(GetAccountRequest(account_id=id_), 5)
                 thing.opening = next(event for event in history.book.events if event.originator_id == stream)
-                assert opened.account == replies.account_message(thing)
+                assert opened.account == filled(account_pb2.Account(), replies.fill_account, thing)
                 balance = await queries.get_account_balance(GetAccountBalanceRequest(account_id=id_), 5)
                 expected = replies.balance_message(thing)
                 expected.position = last_position(history, stream)
@@ -177,11 +184,11 @@ def test_reads_show_what_the_commands_answered(history: History, follower: Follo
                 assert opened.position == balance.position == head
             elif kind == "payment":
                 answer = await queries.get_payment(GetPaymentRequest(payment_id=id_), 5)
-                assert answer.payment == replies.payment_message(thing)
+                assert answer.payment == filled(payment_pb2.Payment(), replies.fill_payment, thing)
                 assert answer.position == head
             else:
                 transferred = await queries.get_transfer(GetTransferRequest(transfer_id=id_), 5)
-                assert transferred.transfer == replies.transfer_message(thing)
+                assert transferred.transfer == filled(transfer_pb2.Transfer(), replies.fill_transfer, thing)
                 assert transferred.position == head
 
     ask(compare)
@@ -216,7 +223,7 @@ def test_a_payment_shows_its_captures_refunds_and_increments_in_order(
     assert [(each.capture_id, each.amount) for each in payment.captures] == [("c1", 50), ("c2", 60)]
     assert [(each.refund_id, each.amount) for each in payment.refunds] == [("r1", 5), ("r2", 7)]
     assert [(each.increment_id, each.amount) for each in payment.increments] == [("i1", 300)]
-    assert payment == replies.payment_message(history.payment())
+    assert payment == filled(payment_pb2.Payment(), replies.fill_payment, history.payment())
 
 
 def test_what_is_not_there_is_not_found(history: History, follower: Follower, ask: Callable[..., Any]) -> None:
