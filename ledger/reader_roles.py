@@ -10,12 +10,13 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-READ_MODELS: Final = ("balances", "payments", "transfers", "entries", "checkpoints")
+VIEWS: Final = ("accounts_v1", "balances_v1", "payments_v1", "transfers_v1", "entries_v1", "events_v1")
+TABLES: Final = ("balances", "payments", "transfers", "transfer_accounts", "entries", "checkpoints")
 READABLE: Final = {
-    "analyst": READ_MODELS,
-    "auditor": (*READ_MODELS, "events", "migrations"),
+    "analyst": VIEWS,
+    "auditor": (*VIEWS, *TABLES, "events", "migrations"),
 }
-"""What each role may read, in the schema of every ledger. The auditor reads the log as well."""
+"""What each role may read, in the schema of every ledger: an analyst the views, an auditor also what is under them."""
 
 
 def reader_dsn(owner_dsn: str, data_dir: Path, role: str) -> str:
@@ -38,19 +39,20 @@ def _password(file: Path) -> str:
 
 
 def _grant(
-    connection: psycopg.Connection[tuple[object, ...]], name: str, password: str, tables: tuple[str, ...]
+    connection: psycopg.Connection[tuple[object, ...]], name: str, password: str, readable: tuple[str, ...]
 ) -> None:
+    """Let a role read what is `readable` in the schemas of all ledgers, and nothing else."""
     role = sql.Identifier(name)
     if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (name,)).fetchone() is None:
         connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
         connection.execute(sql.SQL("ALTER ROLE {} SET default_transaction_read_only = on").format(role))
     connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password)))
-    found = connection.execute(
-        "SELECT schemaname, tablename FROM pg_tables WHERE schemaname LIKE 'ledger\\_%%' AND tablename = ANY (%s)",
-        (list(tables),),
-    )
-    for schema, table in found.fetchall():
+    schemas = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'ledger\\_%'").fetchall()
+    for (schema,) in schemas:
         where = sql.Identifier(str(schema))
+        connection.execute(sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA {} FROM {}").format(where, role))
         connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(where, role))
-        what = sql.Identifier(str(schema), str(table))
-        connection.execute(sql.SQL("GRANT SELECT ON {} TO {}").format(what, role))
+        relations = "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND relname = ANY (%s)"
+        for (name_there,) in connection.execute(relations, (f'"{schema}"', list(readable))).fetchall():
+            what = sql.Identifier(str(schema), str(name_there))
+            connection.execute(sql.SQL("GRANT SELECT ON {} TO {}").format(what, role))

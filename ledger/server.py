@@ -107,7 +107,7 @@ async def _start_parts(settings: Settings, dsn: str, stack: AsyncExitStack) -> P
 async def _start_grpc(settings: Settings, parts: Parts) -> tuple[grpc.aio.Server, Any, str]:
     # Without so_reuseport=0 a second server on the same port would start without a word and swallow connections.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    desk = Desk({settings.ledger: Open(parts.committer, parts.queries)})
+    desk = Desk({settings.ledger: Open(parts.committer, parts.queries.by_rpc)})
     server.add_generic_rpc_handlers(tuple(rpc_handlers(desk)))
     servicer = _HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

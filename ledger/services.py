@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 import grpc.aio
@@ -57,13 +57,8 @@ class NotImplementedYet(Refusal):
     code = "NOT_IMPLEMENTED"
 
 
-class Reads(Protocol):
-    """The queries of one ledger: a request and the seconds that remain for it, to a response."""
-
-    async def get_account(self, request: Any, remaining_s: float | None) -> Message: ...
-    async def get_account_balance(self, request: Any, remaining_s: float | None) -> Message: ...
-    async def get_payment(self, request: Any, remaining_s: float | None) -> Message: ...
-    async def get_transfer(self, request: Any, remaining_s: float | None) -> Message: ...
+Reads: TypeAlias = Mapping[str, Callable[[Any, float | None], Awaitable[Message]]]
+"""The queries of one ledger by rpc: each from a request and the seconds that remain for it to the response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +116,13 @@ class Desk:
         return batch_response(request, [each if isinstance(each, Refusal) else next(results) for each in commands])
 
     def reader(self, name: str) -> Handler:
-        """The handler of a query."""
+        """The handler of the query of an rpc."""
 
         async def read(request: Any, context: Context) -> Any:
-            reads = self.ledger(request.ledger).reads
-            return await getattr(reads, name)(request, context.time_remaining())
+            query = self.ledger(request.ledger).reads.get(name)
+            if query is None:
+                raise NotImplementedYet
+            return await query(request, context.time_remaining())
 
         return read
 
@@ -217,14 +214,6 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
 )
 
-READS: Final = {
-    "GetAccount": "get_account",
-    "GetAccountBalance": "get_account_balance",
-    "GetPayment": "get_payment",
-    "GetTransfer": "get_transfer",
-}
-"""The queries that are answered, by rpc: the names of the methods of Reads."""
-
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
@@ -264,11 +253,7 @@ def _handler(desk: Desk, name: str, request_class: type[Message]) -> Handler:
         return desk.write
     if request_class is batch_pb2.ExecuteBatchRequest:
         return desk.batch
-    return desk.reader(READS[name]) if name in READS else _not_implemented
-
-
-async def _not_implemented(_request: Any, _context: Context) -> Any:
-    raise NotImplementedYet
+    return desk.reader(name)
 
 
 async def _refused_stream(_request: Any, context: Context) -> AsyncIterator[Any]:

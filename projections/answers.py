@@ -11,13 +11,29 @@ from ledger.domain.events import AccountKind, AccountStatus, DeclineReason, Free
 from ledger.domain.payment_state import PaymentState
 from ledger.v1 import account_pb2, ledger_pb2, payment_pb2, transfer_pb2
 from ledger.wire import ACCOUNT_KIND, ACCOUNT_STATUS, DECLINE_REASON, FREEZE_SCOPE, PAYMENT_STATE, timestamp
-from projections.balances import Balance
+from projections.balances import Balance, KnownBalance
+from projections.entries import Entry
 from projections.payments import Payment
 from projections.transfers import Transfer
 
 TRANSFER_STATE: Final = {
     "POSTED": transfer_pb2.TRANSFER_STATE_POSTED,
     "DECLINED": transfer_pb2.TRANSFER_STATE_DECLINED,
+}
+
+ENTRY_KIND: Final = {
+    "OPENED": account_pb2.ENTRY_KIND_OPENING,
+    "AUTHORIZED": account_pb2.ENTRY_KIND_AUTHORIZATION,
+    "INCREMENTED": account_pb2.ENTRY_KIND_INCREMENT,
+    "CAPTURED": account_pb2.ENTRY_KIND_CAPTURE,
+    "VOIDED": account_pb2.ENTRY_KIND_VOID,
+    "EXPIRED": account_pb2.ENTRY_KIND_EXPIRY,
+    "REFUNDED": account_pb2.ENTRY_KIND_REFUND,
+    "TRANSFERRED": account_pb2.ENTRY_KIND_TRANSFER,
+    "CREDIT_LIMIT_CHANGED": account_pb2.ENTRY_KIND_CREDIT_LIMIT,
+    "FROZEN": account_pb2.ENTRY_KIND_FREEZE,
+    "UNFROZEN": account_pb2.ENTRY_KIND_UNFREEZE,
+    "CLOSED": account_pb2.ENTRY_KIND_CLOSING,
 }
 
 
@@ -38,7 +54,7 @@ def account_message(row: Balance) -> account_pb2.Account:
     )
 
 
-def balance_message(row: Balance) -> account_pb2.AccountBalance:
+def balance_message(row: Balance | KnownBalance) -> account_pb2.AccountBalance:
     return account_pb2.AccountBalance(
         account_id=row.account_id,
         currency_code=row.currency_code,
@@ -92,6 +108,33 @@ def transfer_message(row: Transfer) -> transfer_pb2.Transfer:
         decline_reason=_decline_reason(row.decline_reason),
         declined_leg=row.declined_leg,
         declined_account_id=row.declined_account_id or "",
+    )
+
+
+def entry_message(row: Entry) -> account_pb2.Entry:
+    return account_pb2.Entry(
+        position=row.position,
+        version=row.version,
+        recorded_at=timestamp(row.recorded_at),
+        effective_at=timestamp(row.effective_at),
+        kind=ENTRY_KIND[row.kind],
+        amount=row.posted_change,
+        reserved_change=row.reserved_change,
+        posted=row.posted,
+        reserved=row.reserved,
+        available=row.available,
+        credit_limit=row.credit_limit,
+        account_id=row.account_id,
+        currency_code=row.currency_code,
+        counterparty_account_id=row.counterparty_account_id or "",
+        payment_id=row.payment_id or "",
+        transfer_id=row.transfer_id or "",
+        leg=row.leg,
+        capture_id=row.capture_id or "",
+        refund_id=row.refund_id or "",
+        increment_id=row.increment_id or "",
+        reference=row.reference,
+        reason=row.reason or "",
     )
 
 

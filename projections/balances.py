@@ -18,7 +18,7 @@ SQL: Final = sql_blocks("projections", "balances.sql")
 
 
 class Balance(NamedTuple):
-    """An account as queries read it (select_accounts, select_effective). `credit_limit` is None for EXTERNAL ones."""
+    """An account as queries read it (select_accounts, list_all). `credit_limit` is None for EXTERNAL ones."""
 
     account_id: str
     kind: str
@@ -33,6 +33,19 @@ class Balance(NamedTuple):
     position: int
     opened_at: datetime
     metadata: dict[str, str]
+
+
+class KnownBalance(NamedTuple):
+    """The balance of an account as it was known at a position (select_known, select_effective)."""
+
+    account_id: str
+    currency_code: str
+    posted: int
+    reserved: int
+    credit_limit: int | None
+    available: int
+    version: int
+    position: int
 
 
 class BalanceChanges(NamedTuple):
@@ -71,6 +84,22 @@ def write(cursor: Cursor[Any], changes: BalanceChanges) -> None:
         cursor,
         SQL.update_changed,
         [_changed_row(changes.version_before[each], changes.last[each]) for each in sorted(changed)],
+    )
+
+
+def standing(row: Balance, last: LoggedEvent) -> Balance:
+    """The account of `row` as it was right after its event `last`."""
+    after = last.fields["after"]
+    limit = credit_limit(after)
+    return row._replace(
+        status=after["status"],
+        freeze_scope=after.get("freeze_scope"),
+        posted=after["posted"],
+        reserved=after["reserved"],
+        credit_limit=limit,
+        available=after["posted"] - after["reserved"] + (limit or 0),
+        version=last.version,
+        position=last.position,
     )
 
 

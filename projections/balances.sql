@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS balances (
     CONSTRAINT balances_bounded CHECK (abs(posted) <= 1000000000000000000 AND reserved <= 1000000000000000000),
     CONSTRAINT balances_closed_is_empty CHECK (status <> 'CLOSED' OR (posted = 0 AND reserved = 0))
 ) WITH (fillfactor = 70);  -- every event on the account changes its row: in place, on the same page
+CREATE UNIQUE INDEX IF NOT EXISTS balances_in_order ON balances (opened_position);  -- for lists
 COMMENT ON TABLE balances IS 'Accounts as they stand. Amounts are in minor units of currency_code, which has minor_digits digits.';
 COMMENT ON COLUMN balances.posted IS 'Money that has moved: all credits minus all debits.';
 COMMENT ON COLUMN balances.reserved IS 'Promised to open authorizations.';
@@ -53,13 +54,45 @@ SELECT c.position, c.failure, b.account_id, b.kind, b.status, b.freeze_scope, b.
 FROM checkpoints AS c LEFT JOIN balances AS b ON b.account_id = ANY (%(ids)b::text[])
 WHERE c.name = 'read_models'
 
--- select_effective: the checkpoint, and beside it the account, with what was posted on it up to an effective time
-SELECT c.position, c.failure, b.account_id, b.kind, b.status, b.freeze_scope, b.currency_code, e.posted, b.reserved,
-       b.credit_limit, e.posted - b.reserved + coalesce(b.credit_limit, 0), b.version, b.position, b.opened_at, b.metadata
+-- list_all: accounts opened between two positions, those that changed after `at` whatever their status was
+SELECT b.opened_position AS place, b.account_id, b.kind, b.status, b.freeze_scope, b.currency_code, b.posted, b.reserved,
+       b.credit_limit, b.available, b.version, b.position, b.opened_at, b.metadata
+FROM balances AS b
+WHERE b.opened_position > %(low)s AND b.opened_position <= %(high)s
+
+-- where_kinds: of any of these kinds
+AND b.kind = ANY (%(kinds)s)
+
+-- where_statuses: of any of these statuses
+AND (b.status = ANY (%(statuses)s) OR b.position > %(at)s)
+
+-- where_currency_code: of this currency
+AND b.currency_code = %(currency_code)s
+
+-- where_since: opened at this time or later
+AND b.opened_at >= %(since)s
+
+-- where_until: opened before this time
+AND b.opened_at < %(until)s
+
+-- select_known: the checkpoint, and beside it the balance of an account as it was at a position
+SELECT c.position, c.failure, e.account_id, e.currency_code, e.posted, e.reserved, e.credit_limit, e.available, e.version,
+       e.position
 FROM checkpoints AS c
-LEFT JOIN balances AS b ON b.account_id = %(account_id)s
+LEFT JOIN LATERAL (
+    SELECT * FROM entries WHERE account_id = %(account_id)s AND position <= %(at)s ORDER BY position DESC LIMIT 1
+) AS e ON true
+WHERE c.name = 'read_models'
+
+-- select_effective: the same, with only that posted which was effective at a time
+SELECT c.position, c.failure, e.account_id, e.currency_code, s.posted, e.reserved, e.credit_limit,
+       s.posted - e.reserved + coalesce(e.credit_limit, 0), e.version, e.position
+FROM checkpoints AS c
+LEFT JOIN LATERAL (
+    SELECT * FROM entries WHERE account_id = %(account_id)s AND position <= %(at)s ORDER BY position DESC LIMIT 1
+) AS e ON true
 LEFT JOIN LATERAL (
     SELECT coalesce(sum(posted_change), 0) AS posted FROM entries
-    WHERE entries.account_id = b.account_id AND effective_at <= %(effective_at)s AND posted_change <> 0
-) AS e ON true
+    WHERE account_id = %(account_id)s AND position <= %(at)s AND effective_at <= %(effective_at)s AND posted_change <> 0
+) AS s ON true
 WHERE c.name = 'read_models'

@@ -33,13 +33,17 @@ class Connections:
         self._running: set[asyncio.Task[Rows]] = set()
         self._closed = False
 
-    async def rows(self, statement: LiteralString, params: Mapping[str, Any] | None = None) -> Rows:
+    async def rows(
+        self, statement: LiteralString, params: Mapping[str, Any] | None = None, *, prepare: bool | None = None
+    ) -> Rows:
         """The rows of a query, which must be one that can be run again. Raises ReadsUnavailable.
+
+        With `prepare=False` it is planned for these parameters each time, where much hangs on what they are.
 
         A caller that goes away doesn't cancel what runs already: that would cost more than the rest of it.
         """
         await self._turns.acquire()
-        task = asyncio.create_task(self._rows(statement, params))
+        task = asyncio.create_task(self._rows(statement, params, prepare))
         self._running.add(task)
         task.add_done_callback(self._ended)
         try:
@@ -57,16 +61,16 @@ class Connections:
         while self._free:
             await self._free.pop().close()
 
-    async def _rows(self, statement: LiteralString, params: Mapping[str, Any] | None) -> Rows:
+    async def _rows(self, statement: LiteralString, params: Mapping[str, Any] | None, prepare: bool | None) -> Rows:
         try:
             while self._free:
                 connection = self._free.pop()
                 try:
-                    return await self._run(connection, statement, params)
+                    return await self._run(connection, statement, params, prepare)
                 except psycopg.OperationalError:
                     if not connection.closed:
                         raise  # Else it had died while it was free: another one may do.
-            return await self._run(await self._connect(), statement, params)
+            return await self._run(await self._connect(), statement, params, prepare)
         except psycopg.OperationalError as error:
             raise ReadsUnavailable from error
 
@@ -74,10 +78,14 @@ class Connections:
         return await AsyncConnection.connect(autocommit=True, **self._settings)
 
     async def _run(
-        self, connection: AsyncConnection[Any], statement: LiteralString, params: Mapping[str, Any] | None
+        self,
+        connection: AsyncConnection[Any],
+        statement: LiteralString,
+        params: Mapping[str, Any] | None,
+        prepare: bool | None,
     ) -> Rows:
         try:
-            cursor = await connection.execute(statement, params, binary=True)
+            cursor = await connection.execute(statement, params, prepare=prepare, binary=True)
             return await cursor.fetchall()
         finally:
             if connection.closed or self._closed:

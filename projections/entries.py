@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 from psycopg import Cursor
 
@@ -27,6 +28,34 @@ from projections.batch import ACCOUNT_EVENTS, LoggedEvent
 from projections.rows import Row, copy_rows
 
 SQL: Final = sql_blocks("projections", "entries.sql")
+
+
+class Entry(NamedTuple):
+    """A line as queries read it (list_all)."""
+
+    position: int
+    version: int
+    recorded_at: datetime
+    effective_at: datetime
+    kind: str
+    posted_change: int
+    reserved_change: int
+    posted: int
+    reserved: int
+    available: int
+    credit_limit: int | None
+    account_id: str
+    currency_code: str
+    counterparty_account_id: str | None
+    payment_id: str | None
+    transfer_id: str | None
+    leg: int | None
+    capture_id: str | None
+    refund_id: str | None
+    increment_id: str | None
+    reference: str
+    reason: str | None
+
 
 KIND_OF_CAUSE: Final[dict[str, str]] = {
     CauseKind.AUTHORIZATION: "AUTHORIZED",

@@ -53,3 +53,33 @@ COPY entries (
     posted_change, reserved_change, posted, reserved, credit_limit,
     counterparty_account_id, payment_id, capture_id, refund_id, increment_id, transfer_id, leg, reason
 ) FROM STDIN
+
+-- list_all: the lines of an account between two positions
+SELECT e.position AS place, e.version, e.recorded_at, e.effective_at, e.kind, e.posted_change, e.reserved_change, e.posted,
+       e.reserved, e.available, e.credit_limit, e.account_id, e.currency_code, e.counterparty_account_id, e.payment_id,
+       e.transfer_id, e.leg, e.capture_id, e.refund_id, e.increment_id, coalesce(p.reference, t.reference, ''), e.reason
+FROM entries AS e
+LEFT JOIN payments AS p ON p.payment_id = e.payment_id
+LEFT JOIN transfers AS t ON t.transfer_id = e.transfer_id
+WHERE e.account_id = %(account_id)s AND e.position > %(low)s AND e.position <= %(high)s
+
+-- where_kinds: of any of these kinds
+AND e.kind = ANY (%(kinds)s)
+
+-- where_reference: of payments and transfers with this reference
+AND (
+    e.payment_id IN (SELECT payment_id FROM payments WHERE reference = %(reference)s AND reference <> '')
+    OR e.transfer_id IN (SELECT transfer_id FROM transfers WHERE reference = %(reference)s AND reference <> '')
+)
+
+-- where_since: recorded at this time or later
+AND e.recorded_at >= %(since)s
+
+-- where_until: recorded before this time
+AND e.recorded_at < %(until)s
+
+-- where_effective_since: effective at this time or later
+AND e.effective_at >= %(effective_since)s
+
+-- where_effective_until: effective before this time
+AND e.effective_at < %(effective_until)s

@@ -33,9 +33,3 @@ class BalanceNotRepresentable(Refusal):
     """What was effective on account {account_id!r} then adds up to more than an int64 can hold."""
 
     code = "BALANCE_NOT_REPRESENTABLE"
-
-
-class NotImplementedYet(Refusal):
-    """This server does not answer {field} yet: leave it out."""
-
-    code = "NOT_IMPLEMENTED"

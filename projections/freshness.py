@@ -123,6 +123,11 @@ def _patience_s(remaining_s: float | None) -> float:
     return min(WAIT_MOST_S, max(0.0, remaining_s - min(TRAVEL_S, remaining_s / 10)))
 
 
+async def within(remaining_s: float | None, answer: Awaitable[Row]) -> Row:
+    """What a read answers that need not have seen any position. Raises ReadsUnavailable when time is over."""
+    return await _by(asyncio.get_running_loop().time() + _patience_s(remaining_s), answer)
+
+
 async def _by(deadline: float, answer: Awaitable[Row]) -> Row:
     """Raises ReadsUnavailable when the deadline passes first."""
     try:

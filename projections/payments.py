@@ -28,7 +28,7 @@ SQL: Final = sql_blocks("projections", "payments.sql")
 
 
 class Payment(NamedTuple):
-    """A payment as queries read it (select_payments)."""
+    """A payment as queries read it (select_payments, list_columns)."""
 
     payment_id: str
     payer_account_id: str
@@ -92,6 +92,39 @@ def write(cursor: Cursor[Any], changes: list[PaymentChange]) -> None:
     changed = [(each.last.id, each.version_before, *_standing(each)) for each in changes if not each.requested]
     # In one order, so that row locks are always taken in it.
     update_rows(cursor, SQL.update_changed, sorted(changed, key=lambda row: row[0]))
+
+
+def as_row(change: PaymentChange) -> Payment:
+    """The payment that a change comes to which begins with its first event."""
+    assert change.requested is not None
+    fields, amounts = change.requested.fields, _amounts(change.last)
+    expires_at = fields.get("expires_at")
+    return Payment(
+        payment_id=fields["payment_id"],
+        payer_account_id=fields["payer_account_id"],
+        payee_account_id=fields["payee_account_id"],
+        currency_code=fields["amount"]["currency_code"],
+        state=payment_state(amounts),
+        amount_requested=fields["amount"]["minor_units"],
+        amount_authorized=amounts.authorized,
+        amount_captured=amounts.captured,
+        amount_capturable=amounts.capturable,
+        amount_released=amounts.released,
+        amount_expired=amounts.expired,
+        amount_refunded=amounts.refunded,
+        authorized_at=datetime.fromisoformat(change.requested.recorded_at),
+        expires_at=datetime.fromisoformat(expires_at) if expires_at else None,
+        version=change.last.version,
+        effective_at=datetime.fromisoformat(change.requested.effective_at),
+        reference=fields["reference"],
+        metadata=fields["metadata"],
+        captures=change.captures,
+        refunds=change.refunds,
+        increments=change.increments,
+        decline_reason=fields.get("decline_reason"),
+        declined_account_id=fields.get("declined_account_id"),
+        void_reason=change.void_reason,
+    )
 
 
 def _add(change: PaymentChange, event: LoggedEvent) -> None:

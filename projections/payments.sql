@@ -61,6 +61,11 @@ COMMENT ON COLUMN payments.position IS 'The position of the last of them.';
 
 -- The sweeper looks for what has expired; a payment leaves this index when nothing of it is capturable any more.
 CREATE INDEX IF NOT EXISTS payments_by_expiry ON payments (expires_at) WHERE amount_capturable > 0;
+-- For lists.
+CREATE UNIQUE INDEX IF NOT EXISTS payments_in_order ON payments (authorized_position);
+CREATE INDEX IF NOT EXISTS payments_by_payer ON payments (payer_account_id, authorized_position);
+CREATE INDEX IF NOT EXISTS payments_by_payee ON payments (payee_account_id, authorized_position);
+CREATE INDEX IF NOT EXISTS payments_by_reference ON payments (reference, authorized_position) WHERE reference <> '';
 
 -- insert_requested: payments that are new
 COPY payments (
@@ -94,6 +99,45 @@ SELECT c.position, c.failure, p.payment_id, p.payer_account_id, p.payee_account_
        p.metadata, p.captures, p.refunds, p.increments, p.decline_reason, p.declined_account_id, p.void_reason
 FROM checkpoints AS c LEFT JOIN payments AS p ON p.payment_id = ANY (%(ids)b::text[])
 WHERE c.name = 'read_models'
+
+-- list_columns: what lists read of a payment
+SELECT p.authorized_position AS place, p.payment_id, p.payer_account_id, p.payee_account_id, p.currency_code, p.state,
+       p.amount_requested, p.amount_authorized, p.amount_captured, p.amount_capturable, p.amount_released,
+       p.amount_expired, p.amount_refunded, p.authorized_at, p.expires_at, p.version, p.effective_at, p.reference,
+       p.metadata, p.captures, p.refunds, p.increments, p.decline_reason, p.declined_account_id, p.void_reason, p.position
+
+-- from_all: payments authorized or declined between two positions
+FROM payments AS p
+WHERE p.authorized_position > %(low)s AND p.authorized_position <= %(high)s
+
+-- from_account_id: of these, an account's, on either side: two scans in order that are merged
+FROM (
+    SELECT * FROM payments WHERE payer_account_id = %(account_id)s
+    UNION ALL
+    SELECT * FROM payments WHERE payee_account_id = %(account_id)s
+) AS p
+WHERE p.authorized_position > %(low)s AND p.authorized_position <= %(high)s
+
+-- where_payer_account_id: of this payer
+AND p.payer_account_id = %(payer_account_id)s
+
+-- where_payee_account_id: of this payee
+AND p.payee_account_id = %(payee_account_id)s
+
+-- where_states: in any of these states; those that changed after `at` whatever their state was
+AND (p.state = ANY (%(states)s) OR p.position > %(at)s)
+
+-- where_currency_code: of this currency
+AND p.currency_code = %(currency_code)s
+
+-- where_reference: with this reference
+AND p.reference = %(reference)s AND p.reference <> ''
+
+-- where_since: authorized or declined at this time or later
+AND p.authorized_at >= %(since)s
+
+-- where_until: authorized or declined before this time
+AND p.authorized_at < %(until)s
 
 -- select_expired: payments whose time is over and that still have something reserved, those first that waited longest
 SELECT payment_id FROM payments

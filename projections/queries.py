@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, LiteralString, TypeAlias
+
+from google.protobuf.message import Message
 
 from ledger.domain.errors import AccountNotFound, FieldViolation, InvalidCommand, PaymentNotFound, TransferNotFound
 from ledger.domain.ids import id_violation
@@ -12,23 +14,26 @@ from ledger.v1 import account_pb2, payment_pb2, transfer_pb2
 from ledger.wire import moment
 from projections import balances, payments, transfers
 from projections.answers import account_message, balance_message, payment_message, transfer_message
-from projections.balances import Balance
+from projections.as_of import AsOf
+from projections.balances import Balance, KnownBalance
 from projections.connections import Connections
-from projections.errors import BalanceNotRepresentable, NotImplementedYet
+from projections.errors import BalanceNotRepresentable
 from projections.follower import Follower
-from projections.freshness import Freshness
+from projections.freshness import Freshness, within
+from projections.lists import Lists
 from projections.lookups import Found, Lookup
+from projections.pages import POSITION_MOST
 from projections.payments import Payment
 from projections.transfers import Transfer
 
 INT64_MOST: Final = 2**63 - 1
 
+Query: TypeAlias = Callable[[Any, float | None], Awaitable[Message]]
+"""Takes a request and the seconds that remain for it, and returns the response."""
+
 
 class Queries:
-    """The queries of one ledger. Each takes the request and the seconds that remain for it, and returns the response.
-
-    All raise InvalidCommand for a malformed request, and what `Freshness.seen` raises.
-    """
+    """The queries of one ledger. All raise InvalidCommand for a malformed request, and what `Freshness.seen` raises."""
 
     def __init__(self, dsn: str, ledger: str, *, follower: Follower | None = None) -> None:
         self._connections: Final = Connections(dsn, ledger)
@@ -36,6 +41,19 @@ class Queries:
         self._accounts: Final = Lookup(self._connections, balances.SQL.select_accounts, Balance._make)
         self._payments: Final = Lookup(self._connections, payments.SQL.select_payments, Payment._make)
         self._transfers: Final = Lookup(self._connections, transfers.SQL.select_transfers, Transfer._make)
+        self._as_of: Final = AsOf(self._connections)
+        lists = Lists(self._connections, self._freshness, self._as_of, self._accounts)
+        self.by_rpc: Final[Mapping[str, Query]] = {
+            "GetAccount": self.get_account,
+            "GetAccountBalance": self.get_account_balance,
+            "GetPayment": self.get_payment,
+            "GetTransfer": self.get_transfer,
+            "ListAccounts": lists.list_accounts,
+            "ListEntries": lists.list_entries,
+            "ListPayments": lists.list_payments,
+            "ListTransfers": lists.list_transfers,
+        }
+        """What is answered here, by the name of the rpc."""
 
     async def open(self) -> None:
         """Begin to watch the checkpoint. A database that is away is no hindrance."""
@@ -69,27 +87,32 @@ class Queries:
     ) -> account_pb2.GetAccountBalanceResponse:
         """Raises AccountNotFound."""
         _require_well_formed(request, "account_id")
-        read = self._balance(request)
-        _refuse_known_at(request)
-        found = await self._freshness.seen(read, request.min_position, remaining_s)
+        at = await self._known_at(request, remaining_s)
+        read = self._balance(request, at)
+        found = await self._freshness.seen(read, max(request.min_position, at or 0), remaining_s)
         if found.row is None:
             raise AccountNotFound(account_id=request.account_id)
         if max(abs(found.row.posted), abs(found.row.available)) > INT64_MOST:
             raise BalanceNotRepresentable(account_id=request.account_id)
-        return account_pb2.GetAccountBalanceResponse(balance=balance_message(found.row), position=found.position)
+        position = found.position if at is None else at
+        return account_pb2.GetAccountBalanceResponse(balance=balance_message(found.row), position=position)
 
     async def get_payment(
         self, request: payment_pb2.GetPaymentRequest, remaining_s: float | None
     ) -> payment_pb2.GetPaymentResponse:
         """Raises PaymentNotFound."""
         _require_well_formed(request, "payment_id")
-        _refuse_known_at(request)
+        at = await self._known_at(request, remaining_s)
         found = await self._freshness.seen(
-            lambda: self._payments.find(request.payment_id), request.min_position, remaining_s
+            lambda: self._payments.find(request.payment_id), max(request.min_position, at or 0), remaining_s
         )
-        if found.row is None:
+        payment = found.row
+        if at is not None:
+            payment = (await self._as_of.payments([request.payment_id], at)).get(request.payment_id)
+        if payment is None:
             raise PaymentNotFound(payment_id=request.payment_id)
-        return payment_pb2.GetPaymentResponse(payment=payment_message(found.row), position=found.position)
+        position = found.position if at is None else at
+        return payment_pb2.GetPaymentResponse(payment=payment_message(payment), position=position)
 
     async def get_transfer(
         self, request: transfer_pb2.GetTransferRequest, remaining_s: float | None
@@ -110,21 +133,41 @@ class Queries:
         rows = await self._connections.rows(payments.SQL.select_expired, {"now": now, "most": most})
         return [payment_id for (payment_id,) in rows]
 
-    def _balance(self, request: account_pb2.GetAccountBalanceRequest) -> Callable[[], Awaitable[Found[Balance]]]:
-        if not request.HasField("effective_at"):
-            return lambda: self._accounts.find(request.account_id)
-        effective_at = moment(request.effective_at, "effective_at")
-        return lambda: self._effective(request.account_id, effective_at)
+    # --- as of an earlier moment -------------------------------------------------------------------------------------
 
-    async def _effective(self, account_id: str, effective_at: datetime) -> Found[Balance]:
-        """The account, with only that posted which was effective by then."""
-        (row,) = await self._connections.rows(
-            balances.SQL.select_effective, {"account_id": account_id, "effective_at": effective_at}
-        )
+    async def _known_at(self, request: Any, remaining_s: float | None) -> int | None:
+        """The position that a request's `known_at` stands for; None if it asks for now."""
+        asked = request.WhichOneof("known_at")
+        if asked is None:
+            return None
+        if asked == "recorded_at":
+            known_at = moment(request.recorded_at, "recorded_at")
+            return (await within(remaining_s, self._as_of.last_until(known_at))).position
+        if request.at_position < 1:
+            raise InvalidCommand(FieldViolation("at_position", "must be 1 or more"))
+        position: int = request.at_position
+        return position
+
+    def _balance(
+        self, request: account_pb2.GetAccountBalanceRequest, at: int | None
+    ) -> Callable[[], Awaitable[Found[Any]]]:
+        if request.HasField("effective_at"):
+            effective_at = moment(request.effective_at, "effective_at")
+            parameters = {"at": POSITION_MOST if at is None else at, "effective_at": effective_at}
+            return lambda: self._known(balances.SQL.select_effective, request.account_id, parameters)
+        if at is not None:
+            return lambda: self._known(balances.SQL.select_known, request.account_id, {"at": at})
+        return lambda: self._accounts.find(request.account_id)
+
+    async def _known(
+        self, statement: LiteralString, account_id: str, parameters: Mapping[str, Any]
+    ) -> Found[KnownBalance]:
+        """The balance as it was known, and if it is asked so, with only that posted which was effective."""
+        (row,) = await self._connections.rows(statement, {**parameters, "account_id": account_id})
         position, failure, *columns = row
         if columns[0] is None:
             return Found(position, failure, None)
-        balance = Balance._make(columns)
+        balance = KnownBalance._make(columns)
         # Sums are numeric in Postgres: they may be beyond any one balance.
         return Found(position, failure, balance._replace(posted=int(balance.posted), available=int(balance.available)))
 
@@ -137,9 +180,3 @@ def _require_well_formed(request: Any, id_field: str) -> None:
         violations.append(FieldViolation("min_position", "must not be negative"))
     if violations:
         raise InvalidCommand(*violations)
-
-
-def _refuse_known_at(request: Any) -> None:
-    field = request.WhichOneof("known_at")
-    if field is not None:
-        raise NotImplementedYet(field=field)

@@ -10,6 +10,7 @@ from psycopg import Connection, Cursor, errors
 
 from projections import balances, checkpoint, entries, payments, transfers
 from projections.batch import LoggedEvent
+from projections.views import create_views
 
 
 class ReadModel(Protocol):
@@ -27,7 +28,7 @@ READ_MODELS: Final[tuple[ReadModel, ...]] = (balances, payments, transfers, entr
 
 
 def create_tables(connection: Connection[Any]) -> None:
-    """Create the tables of all read models, and the checkpoint, where they don't exist."""
+    """Create the tables of all read models, the checkpoint and the views on them, where they don't exist."""
     try:
         _create_tables(connection)
     except (errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable):
@@ -40,6 +41,7 @@ def _create_tables(connection: Connection[Any]) -> None:
         connection.execute(checkpoint.SQL.create)
         for model in READ_MODELS:
             connection.execute(model.SQL.create)
+        create_views(connection)
 
 
 def fold(events: Sequence[LoggedEvent]) -> list[Any]:

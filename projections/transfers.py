@@ -18,7 +18,7 @@ SQL: Final = sql_blocks("projections", "transfers.sql")
 
 
 class Transfer(NamedTuple):
-    """A transfer as queries read it (select_transfers)."""
+    """A transfer as queries read it (select_transfers, list_columns)."""
 
     transfer_id: str
     state: str
@@ -32,13 +32,25 @@ class Transfer(NamedTuple):
     declined_account_id: str | None
 
 
-def fold(events: Iterable[LoggedEvent]) -> list[Row]:
-    """A row per transfer, in the order of `insert`."""
-    return [_row(event) for event in events if event.kind in TRANSFER_EVENTS]
+class NewTransfers(NamedTuple):
+    """A row per transfer, in the order of `insert`, and one per account of each, in the order of `insert_accounts`."""
+
+    transfers: list[Row]
+    accounts: list[Row]
 
 
-def write(cursor: Cursor[Any], rows: list[Row]) -> None:
-    copy_rows(cursor, SQL.insert, rows)
+def fold(events: Iterable[LoggedEvent]) -> NewTransfers:
+    new = NewTransfers([], [])
+    for event in events:
+        if event.kind in TRANSFER_EVENTS:
+            new.transfers.append(_row(event))
+            new.accounts.extend((account_id, event.position) for account_id in _accounts(event))
+    return new
+
+
+def write(cursor: Cursor[Any], new: NewTransfers) -> None:
+    copy_rows(cursor, SQL.insert, new.transfers)
+    copy_rows(cursor, SQL.insert_accounts, new.accounts)
 
 
 def _row(event: LoggedEvent) -> Row:
@@ -57,6 +69,11 @@ def _row(event: LoggedEvent) -> Row:
         event.version,
         event.position,
     )
+
+
+def _accounts(event: LoggedEvent) -> set[str]:
+    legs = event.fields["legs"]
+    return {leg["from_account_id"] for leg in legs} | {leg["to_account_id"] for leg in legs}
 
 
 def _leg(leg: dict[str, Any]) -> dict[str, Any]:

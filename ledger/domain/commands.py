@@ -18,10 +18,10 @@ from ledger.domain.errors import FieldViolation, InvalidCommand
 from ledger.domain.events import AccountKind, FreezeScope, TransferLeg
 from ledger.domain.ids import id_violation
 from ledger.domain.money import MAX_MINOR_UNITS, Money, UnknownCurrency, currency
+from ledger.domain.text import text_violation
 
 HOLD_FOR_DEFAULT: Final = timedelta(days=7)
 HOLD_FOR_MOST: Final = timedelta(days=31)
-TEXT_MOST_CHARACTERS: Final = 256
 METADATA_MOST_KEYS: Final = 64
 METADATA_MOST_BYTES: Final = 8 * 1024
 LEGS_MOST: Final = 1_000
@@ -71,10 +71,9 @@ def _not_negative(money: Money) -> Money:
 
 
 def _text(text: str) -> str:
-    if len(text) > TEXT_MOST_CHARACTERS:
-        raise _violation("", f"must have at most {TEXT_MOST_CHARACTERS} characters, not {len(text)}")
-    if "\0" in text:
-        raise _violation("", "must not contain the character NUL")
+    wrong = text_violation(text)
+    if wrong:
+        raise _violation("", wrong)
     return text
 
 

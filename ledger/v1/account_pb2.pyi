@@ -874,7 +874,9 @@ class ListAccountsResponse(_message.Message):
     position: _builtins.int
     """The position that the answer was read at. All pages are read at the one of the first: nothing shifts between them."""
     next_page_token: _builtins.str
-    """For the next page. Empty on the last page. Opaque: do not build or keep one."""
+    """For the next page. Empty on the last page, and only there: a page of large items may be cut short of page_size.
+    Opaque: do not build or keep one.
+    """
     @_builtins.property
     def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Account]: ...
     def __init__(
@@ -1169,7 +1171,9 @@ class ListEntriesResponse(_message.Message):
     position: _builtins.int
     """The position that the answer was read at. All pages are read at the one of the first: nothing shifts between them."""
     next_page_token: _builtins.str
-    """For the next page. Empty on the last page. Opaque: do not build or keep one."""
+    """For the next page. Empty on the last page, and only there: a page of large items may be cut short of page_size.
+    Opaque: do not build or keep one.
+    """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]: ...
     def __init__(

@@ -26,7 +26,7 @@ from psycopg import sql
 from serving import ROOT, environment, eventually
 from test_api import Client, authorize, batch, check_log, leg, opening, refused_by, transfer
 
-from ledger import embedded
+from ledger import embedded, reader_roles
 from ledger.embedded import running_dsn
 from ledger.settings import Settings
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
@@ -612,16 +612,18 @@ def test_the_dsn_of_a_running_server_is_for_psycopg_and_psql(running: Running, s
 
 @pytest.mark.parametrize(("role", "reads_log"), [("auditor", True), ("analyst", False)])
 def test_a_role_reads_and_changes_nothing(role: str, reads_log: bool, running: Running, shell: Shell) -> None:
-    """An auditor reads log and read models, an analyst the read models."""
+    """An auditor reads log and read models, an analyst the views and nothing that is under them."""
     ended = shell("dsn", "--data-dir", running.data_dir, "--role", role)
     assert ended.code == 0, ended.err
     with psycopg.connect(ended.out.strip(), autocommit=True) as connection:
-        connection.execute("SELECT count(*) FROM ledger_main.balances")
-        if reads_log:
-            connection.execute("SELECT count(*) FROM ledger_main.events")
-        else:
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                connection.execute("SELECT count(*) FROM ledger_main.events")
+        for view in reader_roles.VIEWS:
+            connection.execute(f"SELECT count(*) FROM ledger_main.{view}")
+        for table in (*reader_roles.TABLES, "events", "migrations"):
+            if reads_log:
+                connection.execute(f"SELECT count(*) FROM ledger_main.{table}")
+            else:
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(f"SELECT FROM ledger_main.{table}")
         for statement in (
             "INSERT INTO ledger_main.checkpoints (name, position) VALUES ('x', 1)",
             "DELETE FROM ledger_main.balances",

@@ -5,14 +5,15 @@ The server is the embedded one, or the one given by LEDGER_TEST_DSN (Postgres 15
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from threading import Lock, Thread
@@ -27,8 +28,11 @@ from ledger.domain.commands import Command
 from ledger.domain.errors import Refusal
 from ledger.embedded import EmbeddedPostgres
 from ledger.migrations import migrate
-from ledger.postgres import schema_of
+from ledger.postgres import connect, schema_of
 from ledger.ticket import Result, Ticket
+from projections import create_tables
+from projections.follower import Follower
+from projections.queries import Queries
 
 # The words of the domain's own tests serve here as well.
 UNIT: Final = Path(__file__).parents[1] / "unit"
@@ -36,6 +40,7 @@ sys.path.append(str(UNIT))
 
 from checks import eventually  # noqa: E402
 from domain import in_words  # noqa: E402
+from read_side import History  # noqa: E402
 
 ANSWERED_WITHIN_S: Final = 30.0
 
@@ -343,3 +348,46 @@ def hold_turn(dsn: str, ledger: str) -> Iterator[Callable[..., Turn]]:
     yield hold
     for turn in turns:
         turn.close()
+
+
+# --- the read side ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def history(dsn: str, ledger: str) -> History:
+    """A history of a ledger whose read models are empty."""
+    with connect(dsn, ledger, "test") as connection:
+        create_tables(connection)
+    return History(dsn, ledger, alice=1_000, shop=0)
+
+
+@pytest.fixture
+def follower(dsn: str, ledger: str, history: History) -> Iterator[Follower]:
+    """A follower that applies batches when it is told to."""
+    follower = Follower(dsn, ledger)
+    yield follower
+    follower.stop()
+
+
+@pytest.fixture
+def ask(dsn: str, ledger: str) -> Callable[..., Any]:
+    """Run a test's coroutine with the queries of its ledger, by default without a follower in the same process."""
+
+    def run(test: Callable[[Queries], Awaitable[Any]], *, of: str = dsn, follower: Follower | None = None) -> Any:
+        async def main() -> Any:
+            async with opened(of, ledger, follower) as queries:
+                return await test(queries)
+
+        return asyncio.run(main())
+
+    return run
+
+
+@asynccontextmanager
+async def opened(dsn: str, ledger: str, follower: Follower | None) -> Any:
+    queries = Queries(dsn, ledger, follower=follower)
+    await queries.open()
+    try:
+        yield queries
+    finally:
+        await queries.close()

@@ -32,6 +32,7 @@ from ledger.domain.commands import Command
 from ledger.domain.events import AccountKind, FreezeScope
 from ledger.postgres import connect
 from ledger.upcasters import EventMapper
+from projections.follower import Follower
 
 READ_MODELS: Final = ("balances", "payments", "transfers", "entries")
 
@@ -49,6 +50,11 @@ ODD_TEXTS: Final = (
     "$1 %s %(x)s",
 )
 CURRENCIES: Final = {"EUR": 2, "JPY": 0, "KWD": 3}
+
+
+def catch_up(follower: Follower) -> None:
+    while follower.run_once():
+        pass
 
 
 class History(Ledger):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, Final
@@ -17,7 +16,7 @@ import pytest
 from checks import read_log
 from domain import authorize, capture_and_keep, increment, leg, open_account, refund, transfer, void
 from google.protobuf.timestamp_pb2 import Timestamp
-from read_side import History, append_row, check_read_models, fold, tables
+from read_side import History, append_row, catch_up, check_read_models, fold, tables
 
 from ledger import replies
 from ledger.domain.errors import AccountNotFound, InvalidCommand, PaymentNotFound, TransferNotFound
@@ -33,7 +32,6 @@ from projections import create_tables
 from projections.batch import CannotApply
 from projections.errors import (
     BalanceNotRepresentable,
-    NotImplementedYet,
     PositionAheadOfHead,
     ReadModelBehind,
     ReadModelStopped,
@@ -43,51 +41,6 @@ from projections.follower import Follower
 from projections.queries import Queries
 
 SEEDS: Final = (1, 2, 3)
-
-
-@pytest.fixture
-def history(dsn: str, ledger: str) -> History:
-    """A history of a ledger whose read models are empty."""
-    with connect(dsn, ledger, "test") as connection:
-        create_tables(connection)
-    return History(dsn, ledger, alice=1_000, shop=0)
-
-
-@pytest.fixture
-def follower(dsn: str, ledger: str, history: History) -> Iterator[Follower]:
-    """A follower that applies batches when it is told to."""
-    follower = Follower(dsn, ledger)
-    yield follower
-    follower.stop()
-
-
-def catch_up(follower: Follower) -> None:
-    while follower.run_once():
-        pass
-
-
-@pytest.fixture
-def ask(dsn: str, ledger: str) -> Callable[..., Any]:
-    """Run a test's coroutine with the queries of its ledger, by default without a follower in the same process."""
-
-    def run(test: Callable[[Queries], Awaitable[Any]], *, of: str = dsn, follower: Follower | None = None) -> Any:
-        async def main() -> Any:
-            async with opened(of, ledger, follower) as queries:
-                return await test(queries)
-
-        return asyncio.run(main())
-
-    return run
-
-
-@asynccontextmanager
-async def opened(dsn: str, ledger: str, follower: Follower | None) -> Any:
-    queries = Queries(dsn, ledger, follower=follower)
-    await queries.open()
-    try:
-        yield queries
-    finally:
-        await queries.close()
 
 
 # --- what is in the tables -------------------------------------------------------------------------------------------
@@ -274,26 +227,6 @@ def test_malformed_requests_name_their_fields(
         with pytest.raises(InvalidCommand) as refused:
             await getattr(queries, method)(request_, 5)
         assert [each.field for each in refused.value.violations] == fields
-
-    ask(send)
-
-
-@pytest.mark.parametrize(
-    ("method", "request_"),
-    [
-        ("get_account_balance", GetAccountBalanceRequest(account_id="alice", at_position=1)),
-        ("get_account_balance", GetAccountBalanceRequest(account_id="alice", recorded_at=Timestamp(seconds=1))),
-        ("get_payment", GetPaymentRequest(payment_id="p", at_position=1)),
-    ],
-)
-def test_what_was_known_earlier_is_refused_and_not_ignored(
-    history: History, ask: Callable[..., Any], method: str, request_: Any
-) -> None:
-    """A field that doesn't work yet is not answered as if it had not been set."""
-
-    async def send(queries: Queries) -> None:
-        with pytest.raises(NotImplementedYet):
-            await getattr(queries, method)(request_, 5)
 
     ask(send)
 

@@ -1,0 +1,30 @@
+-- last_until: the head, and the last position recorded before a time, or right then too if it is `inclusive`.
+-- By bisection, as positions have no gaps and their times never go backwards
+WITH RECURSIVE head AS (SELECT coalesce(max(position), 0) AS position FROM events),
+halves (low, high) AS (
+    SELECT 0::bigint, position FROM head
+    UNION ALL
+    SELECT CASE WHEN earlier THEN middle ELSE low END, CASE WHEN earlier THEN high ELSE middle - 1 END
+    FROM halves,
+         LATERAL (SELECT (low + high + 1) / 2 AS middle) AS m,
+         LATERAL (
+             SELECT recorded_at < %(moment)s::timestamptz OR (%(inclusive)s AND recorded_at = %(moment)s::timestamptz) AS earlier
+             FROM events WHERE position = middle
+         ) AS e
+    WHERE low < high
+)
+SELECT head.position, halves.low FROM head, halves WHERE halves.low = halves.high
+
+-- whole: all events of streams up to a position, in order
+SELECT e.position, e.stream, e.version, e.topic, e.state
+FROM unnest(%(streams)b::text[]) AS wanted (stream),
+     LATERAL (
+         SELECT * FROM events WHERE events.stream = wanted.stream AND position <= %(at)s ORDER BY version OFFSET 0
+     ) AS e
+
+-- last: the last event of streams up to a position
+SELECT e.position, e.stream, e.version, e.topic, e.state
+FROM unnest(%(streams)b::text[]) AS wanted (stream),
+     LATERAL (
+         SELECT * FROM events WHERE events.stream = wanted.stream AND position <= %(at)s ORDER BY version DESC LIMIT 1
+     ) AS e
