@@ -34,6 +34,7 @@ from ledger.domain.events import (
     payment_stream,
 )
 from ledger.domain.payment import Payment
+from ledger.limits import MEMORY_MOST_STREAMS, QUEUE_MOST_COMMANDS
 from ledger.memory import Memory
 from ledger.outages import (
     DatabaseUnavailable,
@@ -62,8 +63,6 @@ from ledger.writer import (
 CLOCK_OFF_S: Final = 5.0
 SETTLE_S: Final = 5.0
 STOP_S: Final = 2.5
-QUEUE_MOST_COMMANDS: Final = 20_000
-MEMORY_MOST_STREAMS: Final = 65_536
 _MOVED_MOST: Final = 100_000
 _MOVED_FUNDS: Final = (FundsDebited, FundsCredited)
 CHECK_S: Final = 5.0

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ledger.committer import MEMORY_MOST_STREAMS, QUEUE_MOST_COMMANDS
+from ledger.limits import MEMORY_MOST_STREAMS, QUEUE_MOST_COMMANDS
 from ledger.postgres import schema_of
 
 
