@@ -48,6 +48,7 @@ from ledger.domain.funds import (
     posted,
     reserve_exceeds,
     reserved,
+    spent,
 )
 from ledger.domain.payment import Payment
 
@@ -175,7 +176,7 @@ class Account(LedgerAggregate):
         *,
         from_reserved: bool = False,
     ) -> None:
-        after = posted(reserved(self.state, -amount) if from_reserved else self.state, -amount)
+        after = spent(self.state, amount) if from_reserved else posted(self.state, -amount)
         self.trigger_event(
             FundsDebited,
             amount=amount,

@@ -76,6 +76,11 @@ def reserved(state: AccountState, change: int) -> AccountState:
     return _moved(state, 0, change)
 
 
+def spent(state: AccountState, amount: int) -> AccountState:
+    """The state after an amount that had been reserved has left the account."""
+    return _moved(state, -amount, -amount)
+
+
 def _moved(state: AccountState, posted_change: int, reserved_change: int) -> AccountState:
     return AccountState(
         credit_limit=state.credit_limit,
