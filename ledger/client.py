@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import grpc
@@ -63,22 +62,12 @@ def connected(server: str) -> Iterator[grpc.Channel]:
 
 
 def _is_ready(channel: grpc.Channel) -> bool:
-    """Whether the channel gets through. A server that is only busy takes its time."""
-    states: SimpleQueue[grpc.ChannelConnectivity] = SimpleQueue()
-    tell = states.put
-    channel.subscribe(tell, try_to_connect=True)
-    give_up = time.monotonic() + _CONNECT_S
+    """Whether calls get through: where nobody listens they fail at once. A server that is only busy takes its time."""
     try:
-        while True:
-            state = states.get(timeout=max(0, give_up - time.monotonic()))
-            if state is grpc.ChannelConnectivity.READY:
-                return True
-            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                return False
-    except Empty:
-        return False
-    finally:
-        channel.unsubscribe(tell)
+        channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)(b"", timeout=_CONNECT_S)
+    except grpc.RpcError as error:
+        return error_status(error).code not in (code_pb2.UNAVAILABLE, code_pb2.DEADLINE_EXCEEDED)
+    return True
 
 
 def code_name(status: Status) -> str:
@@ -193,10 +182,15 @@ def _to_send_again(results: Sequence[batch_pb2.BatchResult]) -> list[int]:
     return errors
 
 
+def error_status(error: grpc.RpcError) -> Status:
+    """What the server says of a failed call, or gRPC where it can't say anything."""
+    assert isinstance(error, grpc.Call)
+    return rpc_status.from_call(error) or Status(code=error.code().value[0], message=error.details() or "")
+
+
 def _passing_status(error: grpc.RpcError) -> Status:
     """The status of a failed call that is worth making again; raise Refused if it isn't."""
-    assert isinstance(error, grpc.Call)
-    status = rpc_status.from_call(error) or Status(code=error.code().value[0], message=error.details() or "")
+    status = error_status(error)
     if status.code not in _CALL_AGAIN:
         raise Refused(status) from error
     return status
