@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any
 
 import psycopg
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 from ledger import log_output
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
+from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
+from ledger.flags import LedgerName, Server, settings_of
 from ledger.migrations import SchemaError, migrate, require_migrated
 from ledger.settings import Settings
-
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_CANNOT_START: Final = 3
 
 app = typer.Typer(
     name="ledger",
@@ -43,9 +39,8 @@ Dsn = Annotated[
     str | None, typer.Option("--dsn", help="Connection string of a Postgres 15 or newer, instead of an embedded one.")
 ]
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where the embedded Postgres keeps its data.  [.data]")
+    Path | None, typer.Option("--data-dir", help="Where the embedded Postgres keeps its data.  \\[.data]")
 ]
-LedgerName = Annotated[str | None, typer.Option("--ledger", help="The ledger's name.  [main]")]
 
 
 def main() -> None:
@@ -53,21 +48,21 @@ def main() -> None:
     try:
         app()
     except (EmbeddedPostgresError, SchemaError) as error:
-        _fail(str(error))
+        fail(str(error))
     except psycopg.OperationalError as error:
-        _fail(f"can't reach the database: {' '.join(str(error).split())}")
+        fail(f"can't reach the database: {' '.join(str(error).split())}")
     except psycopg.Error as error:
-        _fail(f"the database refused: {' '.join(str(error).split())}")
+        fail(f"the database refused: {' '.join(str(error).split())}")
 
 
 @app.command()
 def serve(
-    listen: Annotated[str | None, typer.Option("--listen", help="HOST:PORT to serve on.  [127.0.0.1:50051]")] = None,
+    listen: Annotated[str | None, typer.Option("--listen", help="HOST:PORT to serve on.  \\[127.0.0.1:50051]")] = None,
     dsn: Dsn = None,
     data_dir: DataDir = None,
     ledger: LedgerName = None,
     follower: Annotated[
-        bool | None, typer.Option("--follower/--no-follower", help="Keep the read models in this process too.  [yes]")
+        bool | None, typer.Option("--follower/--no-follower", help="Keep the read models in this process too.  \\[yes]")
     ] = None,
 ) -> None:
     """Serve the ledger over gRPC until SIGTERM or Ctrl-C."""
@@ -83,7 +78,7 @@ def serve(
         try:
             run(settings, database, ready)
         except CannotListen as error:
-            _fail(str(error))
+            fail(str(error))
 
 
 @app.command()
@@ -93,7 +88,7 @@ def follow(dsn: Dsn = None, ledger: LedgerName = None) -> None:
 
     settings = _settings(dsn=dsn, ledger=ledger)
     if settings.dsn is None:
-        _fail("follow needs --dsn (`ledger dsn` prints that of an embedded Postgres)", EXIT_USAGE)
+        fail("follow needs --dsn (`ledger dsn` prints that of an embedded Postgres)", EXIT_USAGE)
     require_migrated(settings.dsn, settings.ledger)
     stopping = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -105,7 +100,7 @@ def follow(dsn: Dsn = None, ledger: LedgerName = None) -> None:
         pass
     follower.stop()
     if follower.failure is not None:
-        _fail(f"the follower stopped: {follower.failure}", EXIT_FAILED)
+        fail(f"the follower stopped: {follower.failure}", EXIT_FAILED)
 
 
 @app.command(name="migrate")
@@ -150,18 +145,19 @@ def import_command(
     movements: Annotated[
         Path, typer.Argument(help="CSV: id,effective_at,kind,from_account,to_account,amount,reference")
     ],
-    server: Annotated[str, typer.Option("--server", help="HOST:PORT of a running server.")] = "127.0.0.1:50051",
+    server: Server = None,
     ledger: LedgerName = None,
 ) -> None:
     """Bring a history along: accounts and movements from CSV files. Can be stopped and run again."""
     from ledger.importer import CannotImport, run_import
 
+    settings = settings_of(server=server, ledger=ledger)
     try:
-        summary = run_import(accounts, movements, server=server, ledger=ledger or "", console=Console())
+        summary = run_import(accounts, movements, server=settings.server, ledger=settings.ledger, console=Console())
     except CannotImport as error:
-        _fail(str(error), EXIT_USAGE)
+        fail(str(error), EXIT_USAGE)
     except KeyboardInterrupt:
-        _fail("stopped; run it again to go on where it stopped", EXIT_FAILED)
+        fail("stopped; run it again to go on where it stopped", EXIT_FAILED)
     raise typer.Exit(0 if summary.complete else EXIT_FAILED)
 
 
@@ -177,9 +173,9 @@ def demo() -> None:
         try:
             run_demo_with_server(Console(), Path(folder))
         except ServerDidNotStart as error:
-            _fail(f"the demo failed: {error}")
+            fail(f"the demo failed: {error}")
         except (DemoFailed, NoAnswer, grpc.RpcError) as error:
-            _fail(f"the demo failed: {error}", EXIT_FAILED)
+            fail(f"the demo failed: {error}", EXIT_FAILED)
 
 
 # --- what commands share ---------------------------------------------------------------------------------------------
@@ -231,22 +227,10 @@ def _keep_running(postgres: EmbeddedPostgres, done: threading.Event) -> None:
 
 
 def _settings(**flags: Any) -> Settings:
-    given = {name: value for name, value in flags.items() if value is not None}
-    if "data_dir" in given and "dsn" not in given:
-        # A flag outdoes the environment: --data-dir asks for the embedded Postgres, and for nothing else.
-        given["dsn"] = given["read_dsn"] = None
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        _fail(problems, EXIT_USAGE)
+    """The settings of a command that logs."""
+    settings = settings_of(**flags)
     log_output.configure(settings.log_level, settings.log_format)
     return settings
-
-
-def _fail(message: str, code: int = EXIT_CANNOT_START) -> NoReturn:
-    print(f"ledger: {message}", file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ file.
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -18,17 +16,15 @@ from typing import Final, NamedTuple, Self
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ledger.domain.money import MalformedAmount, Money, UnknownCurrency, minor_digits, parse_amount
+from ledger.moments import MalformedMoment, parse_moment
+from ledger.terminal import quoted
 
 ACCOUNT_COLUMNS: Final = ("account_id", "currency", "kind", "credit_limit")
 MOVEMENT_COLUMNS: Final = ("id", "effective_at", "kind", "from_account", "to_account", "amount", "reference")
 
 LINE_MOST_BYTES: Final = 64 * 1024
 
-# RFC 3339. datetime.fromisoformat reads more than that: dates alone, week dates, times without a zone.
-_MOMENT: Final = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})", re.ASCII
-)
-_QUOTED_LENGTH: Final = 60
+_BROKEN_SHOWN: Final = 60
 
 
 class UnusableFile(ValueError):
@@ -115,7 +111,7 @@ class CsvFile:
 
     def _row(self, line: bytes) -> Row:
         if len(line) > LINE_MOST_BYTES:
-            return self._broken(line[:_QUOTED_LENGTH], f"longer than {LINE_MOST_BYTES:,} bytes")
+            return self._broken(line[:_BROKEN_SHOWN], f"longer than {LINE_MOST_BYTES:,} bytes")
         try:
             text = line.decode().rstrip("\r\n")
             # Most lines have no quotes, and split is six times as fast as a reader for one line.
@@ -158,7 +154,7 @@ class CsvFile:
 def _difference(found: Sequence[str], wanted: Sequence[str]) -> str:
     """What is wrong with a header, for a person: " (missing: amount; unknown: sum)"."""
     missing = [name for name in wanted if name not in found]
-    unknown = [_shown(name) for name in found if name not in wanted]
+    unknown = [quoted(name) for name in found if name not in wanted]
     parts = [f"missing: {', '.join(missing)}"] if missing else []
     parts += [f"unknown: {', '.join(unknown)}"] if unknown else []
     return f" ({'; '.join(parts) or 'in this order, each once'})"
@@ -168,7 +164,7 @@ def read_account(cells: Sequence[str]) -> Account:
     """The account that a row names. Raises MalformedRow; what an id must look like is left to the ledger."""
     account_id, currency_code, kind, limit = cells
     if kind.lower() not in ("customer", "external"):
-        raise MalformedRow(f"kind: {_shown(kind)} is neither customer nor external")
+        raise MalformedRow(f"kind: {quoted(kind)} is neither customer nor external")
     try:
         minor_digits(currency_code)
     except UnknownCurrency as error:
@@ -185,7 +181,7 @@ def read_movement(cells: Sequence[str], currency_of: Callable[[str], str]) -> Mo
     elif kind == "payment":
         is_payment = True
     else:
-        raise MalformedRow(f"kind: {_shown(kind)} is neither transfer nor payment")
+        raise MalformedRow(f"kind: {quoted(kind)} is neither transfer nor payment")
     moment = read_moment(effective_at) if effective_at else None
     money = _amount("amount", amount, currency_of(from_account))
     return Movement(id_, moment, is_payment, from_account, to_account, money, reference)
@@ -195,15 +191,10 @@ def read_movement(cells: Sequence[str], currency_of: Callable[[str], str]) -> Mo
 @lru_cache(maxsize=4096)
 def read_moment(text: str) -> Timestamp:
     """The moment that an RFC 3339 text names. Raises MalformedRow."""
-    if not _MOMENT.fullmatch(text):
-        raise MalformedRow(f"effective_at: {_shown(text)} is not a time with a zone, such as 1993-01-31T12:00:00Z")
     try:
-        moment = datetime.fromisoformat(text.upper())
-        timestamp = Timestamp()
-        timestamp.FromDatetime(moment)
-    except (ValueError, OverflowError) as error:
-        raise MalformedRow(f"effective_at: there is no such time as {_shown(text)} ({error})") from None
-    return timestamp
+        return parse_moment(text)
+    except MalformedMoment as error:
+        raise MalformedRow(f"effective_at: {error}") from None
 
 
 def _amount(column: str, text: str, currency_code: str) -> Money:
@@ -211,8 +202,3 @@ def _amount(column: str, text: str, currency_code: str) -> Money:
         return parse_amount(text, currency_code)
     except (MalformedAmount, UnknownCurrency) as error:
         raise MalformedRow(f"{column}: {error}") from None
-
-
-def _shown(text: str) -> str:
-    """The text as an ASCII literal, cut short: it may come from anywhere and end up on a terminal."""
-    return ascii(text) if len(text) <= _QUOTED_LENGTH else f"{text[:_QUOTED_LENGTH]!a}..."

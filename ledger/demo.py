@@ -19,7 +19,6 @@ from time import perf_counter
 from typing import Final, NamedTuple
 
 import grpc
-from rich import box
 from rich.console import Console
 from rich.json import JSON
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -29,6 +28,7 @@ from ledger.client import connected
 from ledger.domain.money import format_amount
 from ledger.embedded import running_dsn
 from ledger.postgres import connect, sql_blocks
+from ledger.tables import table_of
 from ledger.v1 import account_pb2 as account
 from ledger.v1 import ledger_pb2
 from ledger.v1 import payment_pb2 as payment
@@ -187,13 +187,13 @@ class Demo:
         return response.payment
 
     def show_accounts(self) -> None:
-        table = _table("account", "posted", "reserved", "available")
+        table = table_of("account", "posted", "reserved", "available")
         for each in self._read_accounts():
             table.add_row(each.account_id, _text(each.posted), _text(each.reserved), _text(each.available))
         self._show(f"The accounts, in {CURRENCY}", table)
 
     def show_payments(self) -> None:
-        table = _table("payment", "state", "authorized", "captured", "capturable", "released", words=2)
+        table = table_of("payment", "state", "authorized", "captured", "capturable", "released", words=2)
         for _, payment_id in sorted(self._examples.items()):
             each = self._payments.GetPayment(
                 payment.GetPaymentRequest(ledger=self._ledger, payment_id=payment_id, min_position=self._position)
@@ -205,7 +205,7 @@ class Demo:
     def show_events(self, events_of: EventsOf) -> None:
         """What is kept is not the payment but what happened, in one order for the whole ledger."""
         payment_id = self._examples["partially captured"]
-        table = _table("event", "stream", "version", "position", words=2)
+        table = table_of("event", "stream", "version", "position", words=2)
         events = events_of(payment_id)
         for each in events:
             table.add_row(each.topic, each.stream, str(each.version), str(each.position))
@@ -260,14 +260,6 @@ def _state(each: payment.Payment) -> str:
 def _listed(counts: Mapping[str, int]) -> str:
     """Counts as people write them: "3 voided, 2 captured"."""
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda each: -each[1]))
-
-
-def _table(*columns: str, words: int = 1) -> Table:
-    """A table whose columns after the first few are numbers. It fits into 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number < words else "right", no_wrap=True)
-    return table
 
 
 # --- the demo with a server of its own -------------------------------------------------------------------------------

@@ -36,6 +36,11 @@ def _loopback(address: str) -> str:
     return address
 
 
+def _address(address: str) -> str:
+    split_address(address)
+    return address
+
+
 def _ledger_name(name: str) -> str:
     schema_of(name)
     return name
@@ -63,6 +68,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".data")
     ledger: Annotated[str, AfterValidator(_ledger_name)] = "main"
     listen: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:50051"
+    server: Annotated[str, AfterValidator(_address)] = "127.0.0.1:50051"
     follower: bool = True
     queue_most_commands: int = Field(QUEUE_MOST_COMMANDS, ge=1)
     memory_most_streams: int = Field(MEMORY_MOST_STREAMS, ge=1)

@@ -1,0 +1,30 @@
+"""Flags that several commands have, and the settings that follow from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from ledger.exits import EXIT_USAGE, fail
+from ledger.settings import Settings
+
+LedgerName = Annotated[str | None, typer.Option("--ledger", metavar="NAME", help="The ledger's name.  \\[main]")]
+Server = Annotated[
+    str | None,
+    typer.Option("--server", metavar="HOST:PORT", help="Where a server listens.  \\[127.0.0.1:50051]"),
+]
+
+
+def settings_of(**flags: Any) -> Settings:
+    """The settings, where these flags outdo all else; None is a flag that was not given. Ends if any is wrong."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "data_dir" in given and "dsn" not in given:
+        # A flag outdoes the environment: --data-dir asks for the embedded Postgres, and for nothing else.
+        given["dsn"] = given["read_dsn"] = None
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        fail(problems, EXIT_USAGE)

@@ -1,0 +1,14 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+
+def table_of(*columns: str, words: int = 1) -> Table:
+    """A table whose columns after the first few are numbers. Every row is one line."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number < words else "right", no_wrap=True)
+    return table
