@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from ledger import log_output
+from ledger.console import accounts, payments, transfers
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import LedgerName, Server, settings_of
@@ -28,12 +29,17 @@ app = typer.Typer(
         "An event-sourced payment ledger on Postgres, spoken to over gRPC.\n\n"
         "Without --dsn it runs a Postgres of its own in --data-dir. Every option can also be set in the environment "
         "or in a file .env as LEDGER_...; see .env.example.\n\n"
-        "Exit codes: 0 done; 1 done, but not all of it; 2 wrong usage; 3 it could not start or reach what it needs."
+        "Exit codes: 0 done; 1 refused or declined, if only in part; 2 wrong usage; 3 it could not start or reach what "
+        "it needs."
     ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(accounts.app, name="account")
+app.add_typer(payments.app, name="payment")
+app.add_typer(transfers.app, name="transfer")
 
 Dsn = Annotated[
     str | None, typer.Option("--dsn", help="Connection string of a Postgres 15 or newer, instead of an embedded one.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any, Final
 import pytest
 import typer.main
 from serving import ROOT, environment, eventually
+from test_cli import Shell
 
 from ledger import embedded
 from ledger.cli import app
@@ -30,13 +32,16 @@ DOCUMENTS: Final = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
+
+def options_of(command: Any) -> set[str]:
+    """The options of a command, and of all below it."""
+    below = (options_of(each) for each in getattr(command, "commands", {}).values())
+    own = (option for each in command.params for option in (*each.opts, *each.secondary_opts))
+    return {"--help", *own}.union(*below)
+
+
 TARGETS: Final = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
-OPTIONS: Final = {
-    option
-    for command in typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
-    for parameter in command.params
-    for option in (*parameter.opts, *parameter.secondary_opts)
-} | {"--help"}
+OPTIONS: Final = options_of(typer.main.get_command(app))
 COMMANDS: Final = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
@@ -47,6 +52,10 @@ def blocks(language: str) -> list[str]:
 
 CONSOLE: Final = [line for block in blocks("console") for line in block.splitlines()]
 SHELL_COMMANDS: Final = [line.removeprefix("$ ") for line in CONSOLE if line.startswith("$ ")]
+
+
+(LIFE,) = (block for block in blocks("console") if "$ ledger payment" in block)
+"""A payment's life, from the shell."""
 
 
 def command_with(words: str) -> str:
@@ -93,6 +102,17 @@ def place(tmp_path_factory: pytest.TempPathFactory, demo: subprocess.Popen[str])
     return place
 
 
+def steps(life: str) -> list[tuple[str, str]]:
+    """The commands of a life, each with what it prints."""
+    return [(command, masked(printed)) for command, printed in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", life, re.M)]
+
+
+def masked(printed: str) -> str:
+    """Without what is another in every run."""
+    known = re.sub(r"\b(ref)-[0-9a-f]{8}\b", r"\1-made", re.sub(r"\b20[0-9T:.-]+Z", "TIME", printed))
+    return "\n".join(" ".join(re.sub("─+", "─", line).split()) for line in known.splitlines()).strip()
+
+
 class Shown:
     """Runs commands of the README, with the server's port in the place of its usual one."""
 
@@ -111,6 +131,13 @@ class Shown:
             )
         eventually(lambda: "\n" in self.out.read_text() or self.server.poll() is not None)
         self.address = self.out.read_text().split()[3]
+        self.life = ""
+
+    def live(self, shell: Shell) -> None:
+        """Go through a payment's life, as a person at a terminal, who sees both streams."""
+        for command, _ in steps(LIFE):
+            ended = shell(*shlex.split(command)[1:], LEDGER_SERVER=self.address)
+            self.life += f"$ {command}\n{ended.err}{ended.out}\n"
 
     def run(self, *command: str) -> str:
         """What a command prints, which has to end well."""
@@ -125,8 +152,14 @@ class Shown:
 
 @pytest.fixture(scope="module")
 def shown(place: Path) -> Iterator[Shown]:
-    """The server that the README starts. At the end it gets Ctrl-C, and has to exit with 0."""
+    """The server that the README starts, after the payment's life, whose positions are those of a new ledger.
+
+    At the end it gets Ctrl-C, and has to exit with 0.
+    """
     shown = Shown(place)
+    shell = Shell(place)
+    shown.live(shell)
+    shell.close()
     yield shown
     shown.server.send_signal(signal.SIGINT)
     assert shown.server.wait(15) == 0
@@ -139,6 +172,7 @@ def test_every_command_is_one_that_a_test_runs() -> None:
         "make test",
         "make setup",
         *(command_with(f".venv/bin/ledger {name}") for name in ("serve", "dsn", "import")),
+        *(command for command, _ in steps(LIFE)),
     }
 
 
@@ -147,6 +181,12 @@ def test_the_server_says_what_the_readme_shows(shown: Shown) -> None:
     after = CONSOLE[CONSOLE.index(f"$ {command_with('ledger serve')}") + 1]
 
     assert shown.out.read_text() == after.replace("127.0.0.1:50051", shown.address) + "\n"
+
+
+def test_a_payment_s_life_is_as_the_readme_shows_it(shown: Shown) -> None:
+    """Every command, with all that it prints."""
+    assert len(steps(LIFE)) > 10
+    assert steps(shown.life) == steps(LIFE)
 
 
 def test_the_client_prints_what_its_comment_says(shown: Shown) -> None:

@@ -1,0 +1,58 @@
+"""Requests to a server. Nothing is sent twice: ids are idempotency keys, so whoever asks can safely ask again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NoReturn, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+
+from ledger.client import NoAnswer, code_name, connected, error_status
+from ledger.exits import EXIT_FAILED, fail
+from ledger.terminal import printable
+
+ANSWERED_WITHIN_S: Final = 30.0
+
+Ask: TypeAlias = Callable[[Message], Any]
+"""From a request to its response."""
+
+
+@contextmanager
+def asking(server: str) -> Iterator[Ask]:
+    """A way to ask a server. A refusal ends the command, and so does a server that can't be reached."""
+    try:
+        with connected(server) as channel:
+            yield lambda request: _rpc(channel, request)(request, timeout=ANSWERED_WITHIN_S)
+    except NoAnswer as error:
+        fail(str(error))
+    except grpc.RpcError as error:
+        _end(server, error)
+
+
+def _rpc(channel: grpc.Channel, request: Any) -> grpc.UnaryUnaryMultiCallable[Any, Any]:
+    """The rpc that takes this request: each is taken by one, in the same file of the contract."""
+    (service,) = request.DESCRIPTOR.file.services_by_name.values()
+    (method,) = (each for each in service.methods if each.input_type is request.DESCRIPTOR)
+    return channel.unary_unary(
+        f"/{service.full_name}/{method.name}",
+        request_serializer=type(request).SerializeToString,
+        response_deserializer=GetMessageClass(method.output_type).FromString,
+    )
+
+
+def _end(server: str, error: grpc.RpcError) -> NoReturn:
+    """End with the reason that a ledger gives with every error. An error without one is not a ledger's answer."""
+    status = error_status(error)
+    message = printable(status.message)
+    info, malformed = ErrorInfo(), BadRequest()
+    for detail in status.details:
+        _ = detail.Unpack(info) or detail.Unpack(malformed)
+    if not info.reason:
+        again = "The same command again, with the same ids, tells what became of it."
+        fail(f"no answer from the ledger at {server}: {message} ({code_name(status)}). {again}")
+    fields = (printable(f"  {each.field}: {each.description}") for each in malformed.field_violations)
+    fail("\n".join([f"{message} ({info.reason})", *fields]), EXIT_FAILED)
