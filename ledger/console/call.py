@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from io import TextIOWrapper
 from typing import Annotated, Any, Final
 
 import typer
@@ -48,6 +50,9 @@ class Call:
         return settings_of(server=self.server, ledger=self.ledger)
 
     def _print(self, response: Any, shown: Callable[[Console, Any], None]) -> None:
+        if isinstance(sys.stdout, TextIOWrapper):
+            # What was done must not end like a failure because a terminal lacks a letter.
+            sys.stdout.reconfigure(errors="backslashreplace")
         if self.as_json:
             # With zeros and empty lists too: a script that asks for `.balance.posted` gets "0", not null.
             text = MessageToJson(response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)

@@ -88,14 +88,14 @@ class Shell:
     def __init__(self, server: LedgerServer, client: Client) -> None:
         self._server, self._client = server, client
 
-    def __call__(self, line: str, **env: str) -> Ended:
+    def __call__(self, line: str, charset: str = "utf-8") -> Ended:
         """What came of `ledger` with this line after it, asked of the test's server."""
         where = ["--server", self._server.address, "--ledger", self._server.ledger]
-        return self.anywhere(line, *where, **env)
+        return self.anywhere(line, *where, charset=charset)
 
-    def anywhere(self, line: str, *where: str, **env: str) -> Ended:
+    def anywhere(self, line: str, *where: str, charset: str = "utf-8", **env: str) -> Ended:
         words = [self._client.name(each) for each in shlex.split(line)]
-        result = CliRunner().invoke(app, [*words[:2], *where, *words[2:]], env=env)
+        result = CliRunner(charset).invoke(app, [*words[:2], *where, *words[2:]], env=env)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
         return Ended(result.exit_code, self._plain(result.stdout), self._plain(result.stderr))
 
@@ -711,6 +711,16 @@ def test_texts_of_others_can_not_play_with_the_terminal(funded: Client, shell: S
 
     assert r"reference \x1b[2J\n[red]Müller[/red] :smile:" in shown
     assert r"metadata \u202eevil=\x07" in shown
+
+
+def test_a_letter_that_an_encoding_lacks_is_escaped(funded: Client, shell: Shell) -> None:
+    """A command that was done does not end like a failure for how its answer would look."""
+    position = funded(authorize("order~", reference="Müller")).position
+
+    shown = shell(f"payment show order~ --min-position {position}", charset="ascii")
+
+    assert (shown.code, shown.err) == (0, "")
+    assert r"reference M\xfcller" in shown.lines
 
 
 # --- wrong usage -----------------------------------------------------------------------------------------------------
