@@ -21,7 +21,7 @@ Moment: TypeAlias = Timestamp
 Length: TypeAlias = Duration
 
 _UNIT_S: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_HOLD: Final = re.compile(r"([0-9]{1,9})([dhms])", re.ASCII)
+_LENGTH: Final = re.compile(r"([0-9]{1,9})([dhms])", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -61,7 +61,7 @@ def _moment(text: str) -> Timestamp:
 
 
 def _length(text: str) -> Duration:
-    found = _HOLD.fullmatch(text)
+    found = _LENGTH.fullmatch(text)
     if found is None:
         raise typer.BadParameter(f"{quoted(text)} is not a length of time, such as 7d, 12h, 30m or 90s.")
     return Duration(seconds=int(found[1]) * _UNIT_S[found[2]])

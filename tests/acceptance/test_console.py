@@ -206,7 +206,7 @@ def test_a_payment_goes_through_its_life(shell: Shell) -> None:
 def test_an_account_goes_through_its_life(shell: Shell) -> None:
     """A limit, a freeze, its end, and closing; what is so already is called a replay."""
     shell.ok("account open alice~ JPY")
-    assert shell.ok("account set-limit alice~ 500 JPY")[1] == "alice~ customer open 0 JPY 0 500 500 2"
+    assert shell.ok("account set-limit alice~ 500 JPY --reason trusted")[1] == "alice~ customer open 0 JPY 0 500 500 2"
     frozen = shell.ok("account freeze alice~ --scope credits --reason 'a dispute'")
     assert frozen[1] == "alice~ customer frozen (credits) 0 JPY 0 500 500 3"
     again = shell.ok("account freeze alice~ --scope credits")
@@ -219,6 +219,15 @@ def test_an_account_goes_through_its_life(shell: Shell) -> None:
 
     position = closed[-1].removeprefix("Recorded at position ").rstrip(".")
     assert "status closed" in shell.ok(f"account show alice~ --min-position {position}")
+    history = [" ".join(line.split()[1:-5]) for line in shell.ok("account entries alice~ --order oldest")[1:-1]]
+    assert history == [
+        "opening 0",
+        "credit limit trusted 0",
+        "freeze a dispute 0",
+        "freeze 0",
+        "unfreeze settled 0",
+        "closing moved 0",
+    ]
     assert shell.refused("account freeze alice~") == "ledger: Account 'alice~' is closed. (ACCOUNT_CLOSED)\n"
 
 
