@@ -19,9 +19,10 @@ from ledger import log_output
 from ledger.console import accounts, payments, transfers
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
-from ledger.flags import LedgerName, Server, settings_of
+from ledger.flags import DataDir, Dsn, LedgerName, Server, settings_of
 from ledger.migrations import SchemaError, migrate, require_migrated
 from ledger.settings import Settings
+from projections import console as read_models
 
 app = typer.Typer(
     name="ledger",
@@ -40,13 +41,7 @@ app = typer.Typer(
 app.add_typer(accounts.app, name="account")
 app.add_typer(payments.app, name="payment")
 app.add_typer(transfers.app, name="transfer")
-
-Dsn = Annotated[
-    str | None, typer.Option("--dsn", help="Connection string of a Postgres 15 or newer, instead of an embedded one.")
-]
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where the embedded Postgres keeps its data.  \\[.data]")
-]
+app.add_typer(read_models.app, name="projections")
 
 
 def main() -> None:

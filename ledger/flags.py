@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,12 @@ from pydantic import ValidationError
 from ledger.exits import EXIT_USAGE, fail
 from ledger.settings import Settings
 
+Dsn = Annotated[
+    str | None, typer.Option("--dsn", help="Connection string of a Postgres 15 or newer, instead of an embedded one.")
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where the embedded Postgres keeps its data.  \\[.data]")
+]
 LedgerName = Annotated[str | None, typer.Option("--ledger", metavar="NAME", help="The ledger's name.  \\[main]")]
 Server = Annotated[
     str | None,

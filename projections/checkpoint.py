@@ -17,6 +17,20 @@ class Checkpoint(NamedTuple):
     failure: str | None
 
 
+class FollowerStatus(NamedTuple):
+    """How far a follower has come (`position`), and how far it is behind the head: `lag_s` is the age of what waits."""
+
+    name: str
+    position: int
+    failure: str | None
+    head: int
+    lag_s: float
+
+    @property
+    def lag_events(self) -> int:
+        return self.head - self.position
+
+
 class CheckpointMoved(Exception):
     """Another follower has moved the checkpoint: what was made of the events after it is not to be written."""
 
@@ -26,6 +40,12 @@ def read_checkpoint(connection: Connection[Any]) -> Checkpoint:
         found = cursor.execute(SQL.select).fetchone()
     assert found is not None, "create_tables puts the row there"
     return found
+
+
+def read_status(connection: Connection[Any]) -> list[FollowerStatus]:
+    """Every follower, by name."""
+    rows = connection.execute(SQL.status).fetchall()
+    return [FollowerStatus(name, at, failure, head, float(lag_s)) for name, at, failure, head, lag_s in rows]
 
 
 def move_checkpoint(cursor: Cursor[Any], before: int, after: int) -> None:

@@ -23,3 +23,9 @@ UPDATE checkpoints SET failure = %(failure)s WHERE name = 'read_models' AND posi
 
 -- head: the last position of the log
 SELECT coalesce(max(position), 0) FROM events
+
+-- status: how far each follower has come, the head, and since when what it has not applied is there
+SELECT c.name, c.position, c.failure, h.position,
+       coalesce(extract(epoch FROM clock_timestamp() - (SELECT recorded_at FROM events WHERE position = c.position + 1)), 0)
+FROM checkpoints AS c, (SELECT coalesce(max(position), 0) AS position FROM events) AS h
+ORDER BY c.name

@@ -38,10 +38,15 @@ def create_tables(connection: Connection[Any]) -> None:
 
 def _create_tables(connection: Connection[Any]) -> None:
     with connection.transaction():
-        connection.execute(checkpoint.SQL.create)
-        for model in READ_MODELS:
-            connection.execute(model.SQL.create)
+        create_bare_tables(connection)
         create_views(connection)
+
+
+def create_bare_tables(connection: Connection[Any]) -> None:
+    """Create the tables alone, in the first schema that is searched."""
+    connection.execute(checkpoint.SQL.create)
+    for model in READ_MODELS:
+        connection.execute(model.SQL.create)
 
 
 def fold(events: Sequence[LoggedEvent]) -> list[Any]:

@@ -1,0 +1,42 @@
+-- others: sessions that rebuild the same ledger now
+SELECT pid FROM pg_stat_activity
+WHERE application_name = %(name)s AND datname = current_database() AND pid <> pg_backend_pid()
+
+-- snapshot: see all at one moment, and write nothing
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY
+
+-- rows_balances: every row by its key, as text
+SELECT account_id, t::text FROM balances AS t ORDER BY account_id
+
+-- rows_payments: every row by its key, as text
+SELECT payment_id, t::text FROM payments AS t ORDER BY payment_id
+
+-- rows_transfers: every row by its key, as text
+SELECT transfer_id, t::text FROM transfers AS t ORDER BY transfer_id
+
+-- rows_transfer_accounts: every row by its key, as text
+SELECT account_id || ' ' || lpad(position::text, 19, '0'), t::text FROM transfer_accounts AS t ORDER BY account_id, position
+
+-- rows_entries: every row by its key, as text
+SELECT account_id || ' ' || lpad(position::text, 19, '0'), t::text FROM entries AS t ORDER BY account_id, position
+
+-- lock_checkpoint: keep followers from moving it, until the end of the transaction
+SELECT position FROM checkpoints WHERE name = 'read_models' FOR UPDATE
+
+-- patience: how long to wait for tables that somebody reads; longer would keep all others waiting behind
+SET LOCAL lock_timeout = '2s'
+
+-- lock_tables: nobody reads or writes them until the end of the transaction
+LOCK TABLE balances, payments, transfers, transfer_accounts, entries IN ACCESS EXCLUSIVE MODE
+
+-- grants: what lets others than their owner use the tables, as statements
+SELECT format('GRANT %%s ON %%I.%%I TO %%s', a.privilege_type, current_schema(), c.relname, a.grantee::regrole)
+FROM pg_class AS c, aclexplode(c.relacl) AS a
+WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY (%(tables)s)
+  AND a.grantee <> 0 AND a.grantee <> c.relowner
+
+-- set_checkpoint: the new tables' own
+UPDATE checkpoints SET position = %(position)s, moved_at = clock_timestamp(), failure = NULL WHERE name = 'read_models'
+
+-- analyze: let the planner know the new tables
+ANALYZE balances, payments, transfers, transfer_accounts, entries

@@ -1,0 +1,221 @@
+"""Rebuild: made anew beside servers that serve, compared row by row, and swapped in as one step or not at all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import closing, suppress
+from random import Random
+from typing import Any, Final
+
+import psycopg
+import pytest
+from checks import eventually
+from psycopg import sql
+from read_side import History, catch_up, check_read_models, tables
+
+from ledger.postgres import connect
+from ledger.v1.account_pb2 import GetAccountRequest, ListAccountsRequest
+from projections import rebuild
+from projections.follower import Follower
+from projections.queries import Queries
+from projections.rebuild import TABLES, Difference, Rebuild, RebuildImpossible
+
+TAMPERED: Final = {
+    "balances": "UPDATE balances SET metadata = '{\"x\": \"y\"}' WHERE account_id = 'alice'",
+    "payments": "DELETE FROM payments WHERE payment_id = (SELECT min(payment_id) FROM payments)",
+    "transfers": "UPDATE transfers SET reference = 'forged' WHERE position = (SELECT max(position) FROM transfers)",
+    "transfer_accounts": "INSERT INTO transfer_accounts VALUES ('alice', 999999)",
+    "entries": "UPDATE entries SET posted = posted + 1 WHERE position = (SELECT max(position) FROM entries)",
+}
+
+
+def rebuilt(dsn: str, ledger: str) -> rebuild.Comparison:
+    with Rebuild(dsn, ledger) as building:
+        building.catch_up()
+        comparison = building.compare()
+        building.swap()
+    return comparison
+
+
+def schemas_of_rebuilds(dsn: str) -> list[Any]:
+    with psycopg.connect(dsn) as connection:
+        return connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'rebuil%'").fetchall()
+
+
+@pytest.fixture
+def living(history: History, follower: Follower) -> History:
+    """A ledger with a past, and read models that know it."""
+    history.live(Random(11), 400)
+    history.write()
+    catch_up(follower)
+    return history
+
+
+def test_what_is_rebuilt_is_what_was_there(dsn: str, ledger: str, living: History, monkeypatch: Any) -> None:
+    """Every row is compared and none differs, whatever the batches are; nothing is left behind."""
+    monkeypatch.setattr(rebuild, "BATCH_EVENTS", 97)
+    before = tables(dsn, ledger)
+
+    comparison = rebuilt(dsn, ledger)
+
+    assert (comparison.position, comparison.different) == (living.head, 0)
+    assert comparison.rows > sum(len(table) for table in before[1].values())
+    assert tables(dsn, ledger) == before
+    assert check_read_models(dsn, ledger) == living.head
+    assert schemas_of_rebuilds(dsn) == []
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_row_that_differs_is_named_and_swapped_away(dsn: str, ledger: str, living: History, table: str) -> None:
+    """Changed, missing or too many: with both sides of it."""
+    with connect(dsn, ledger, "test") as connection:
+        connection.execute(TAMPERED[table].encode())
+
+    comparison = rebuilt(dsn, ledger)
+
+    assert comparison.different == 1
+    (found,) = comparison.differences
+    assert isinstance(found, Difference)
+    assert found.table == table
+    assert (found.rebuilt is None, found.live is None) == (table == "transfer_accounts", table == "payments")
+    assert rebuilt(dsn, ledger).different == 0
+    assert check_read_models(dsn, ledger) == living.head
+
+
+def test_without_a_swap_everything_stays(dsn: str, ledger: str, living: History) -> None:
+    """The comparison alone changes nothing, and leaves nothing."""
+    before = tables(dsn, ledger)
+    with Rebuild(dsn, ledger) as building:
+        building.catch_up()
+        assert building.compare().different == 0
+    assert tables(dsn, ledger) == before
+    assert schemas_of_rebuilds(dsn) == []
+
+
+def test_a_follower_goes_on_where_the_swap_left_it(dsn: str, ledger: str, living: History, follower: Follower) -> None:
+    """It neither stops nor applies anything twice, though its tables are others now."""
+    follower.start()
+    enough = threading.Event()
+
+    def live_on() -> None:
+        random = Random(12)
+        while not enough.is_set():
+            living.live(random, 10)
+            living.write()
+
+    with closing(psycopg.connect(dsn)):
+        writing = threading.Thread(target=live_on)
+        writing.start()
+        try:
+            for _ in range(4):
+                assert rebuilt(dsn, ledger).different == 0
+        finally:
+            enough.set()
+            writing.join()
+    eventually(lambda: follower.position == living.head)
+    assert follower.failure is None
+    assert check_read_models(dsn, ledger) == living.head
+
+
+def test_reads_go_on_meanwhile(dsn: str, ledger: str, living: History, ask: Callable[..., Any]) -> None:
+    """Prepared statements, lists and all: what they answer is the same before, during and after the swap."""
+
+    async def look(queries: Queries) -> None:
+        import asyncio
+
+        request = GetAccountRequest(account_id="alice", min_position=living.head)
+        first = await queries.get_account(request, 5)
+        rebuilding = asyncio.create_task(asyncio.to_thread(rebuilt, dsn, ledger))
+        reads = 0
+        while not rebuilding.done():
+            assert await queries.get_account(request, 10) == first
+            assert len((await queries.by_rpc["ListAccounts"](ListAccountsRequest(), 10)).accounts) > 3
+            reads += 1
+        assert (await rebuilding).different == 0
+        assert reads > 3
+        assert await queries.get_account(request, 5) == first
+
+    ask(look)
+
+
+def test_a_stopped_follower_s_place_is_taken_by_the_rebuilt(dsn: str, ledger: str, living: History) -> None:
+    """Read models that broke are made anew; the failure is gone, and a follower goes on from there."""
+    with connect(dsn, ledger, "test") as connection:
+        connection.execute("UPDATE checkpoints SET failure = 'a broken program'")
+        connection.execute("UPDATE payments SET void_reason = 'nonsense'")
+
+    comparison = rebuilt(dsn, ledger)
+
+    assert comparison.different > 20
+    assert len(comparison.differences) == rebuild.DIFFERENCES_SHOWN
+    with connect(dsn, ledger, "test") as connection:
+        assert connection.execute("SELECT failure FROM checkpoints").fetchall() == [(None,)]
+    living.live(Random(13), 20)
+    head = living.write()
+    follower = Follower(dsn, ledger)
+    catch_up(follower)
+    follower.stop()
+    assert check_read_models(dsn, ledger) == head
+
+
+def test_who_could_read_the_tables_can_still_read_them(dsn: str, ledger: str, living: History) -> None:
+    """Rights on tables and on views survive the swap."""
+    role, schema = sql.Identifier(f"reader_of_{ledger}"), sql.Identifier(f"ledger_{ledger}")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE ROLE {}").format(role))
+        connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, role))
+        connection.execute(sql.SQL("GRANT SELECT ON {}.payments, {}.balances_v1 TO {}").format(schema, schema, role))
+        try:
+            rebuilt(dsn, ledger)
+            connection.execute(sql.SQL("SET ROLE {}").format(role))
+            for name in ("payments", "balances_v1"):
+                connection.execute(sql.SQL("SELECT FROM {}.{} LIMIT 1").format(schema, sql.Identifier(name)))
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(sql.SQL("SELECT FROM {}.entries LIMIT 1").format(schema))
+        finally:
+            connection.execute("RESET ROLE")
+            connection.execute(sql.SQL("DROP OWNED BY {}").format(role))
+            connection.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+def test_only_one_rebuild_of_a_ledger_at_a_time(dsn: str, ledger: str, living: History) -> None:
+    """The second is told so, and does not harm the first."""
+    with Rebuild(dsn, ledger) as building:
+        building.catch_up()
+        with pytest.raises(RebuildImpossible, match="under way"), Rebuild(dsn, ledger):
+            pass
+        assert building.compare().different == 0
+        building.swap()
+    assert check_read_models(dsn, ledger) == living.head
+
+
+def test_what_a_killed_rebuild_left_is_cleared_away(dsn: str, ledger: str, living: History) -> None:
+    """Its session ended in the middle: the next rebuild begins anew."""
+    building = Rebuild(dsn, ledger).__enter__()
+    building.catch_up()
+    pid = building._connection.info.backend_pid
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+    with suppress(psycopg.OperationalError):
+        building.compare()
+    assert schemas_of_rebuilds(dsn) != []
+    assert check_read_models(dsn, ledger) == living.head
+    assert rebuilt(dsn, ledger).different == 0
+    assert schemas_of_rebuilds(dsn) == []
+
+
+def test_a_query_that_never_ends_makes_it_give_up(
+    dsn: str, ledger: str, living: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are not kept waiting behind it, and everything stays as it was."""
+    monkeypatch.setattr(rebuild, "_SWAP_TRIES", 1)
+    before = tables(dsn, ledger)
+    with connect(dsn, ledger, "test") as analyst, analyst.transaction():
+        analyst.execute("SELECT count(*) FROM entries_v1")
+        with Rebuild(dsn, ledger) as building:
+            building.catch_up()
+            with pytest.raises(RebuildImpossible, match="without a pause"):
+                building.swap()
+    assert tables(dsn, ledger) == before
+    assert schemas_of_rebuilds(dsn) == []
