@@ -150,6 +150,7 @@ def import_command(
     ledger: LedgerName = None,
 ) -> None:
     """Bring a history along: accounts and movements from CSV files. Can be stopped and run again."""
+    from ledger.client import NoAnswer
     from ledger.importer import CannotImport, run_import
 
     settings = settings_of(server=server, ledger=ledger)
@@ -157,6 +158,8 @@ def import_command(
         summary = run_import(accounts, movements, server=settings.server, ledger=settings.ledger, console=Console())
     except CannotImport as error:
         fail(str(error), EXIT_USAGE)
+    except NoAnswer as error:
+        fail(str(error))
     except KeyboardInterrupt:
         fail("stopped; run it again to go on where it stopped", EXIT_FAILED)
     raise typer.Exit(0 if summary.complete else EXIT_FAILED)

@@ -62,7 +62,8 @@ def run_import(
     """Import two files into a ledger of a running server, and print how it went.
 
     Rows that are declined or refused go with their reasons into a file beside each input, or in the folder `rejects`.
-    Raises CannotImport if it can't run or go on. Whatever ended it, running it again does nothing twice.
+    Raises CannotImport if it can't run or go on, NoAnswer if no server answers (any more). Whatever ended it, running
+    it again does nothing twice.
     """
     try:
         with ExitStack() as stack:
@@ -80,7 +81,7 @@ def run_import(
         raise CannotImport(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
     except UnusableFile as error:
         raise CannotImport(str(error)) from error
-    except (NoAnswer, Refused) as error:
+    except Refused as error:
         raise CannotImport(str(error)) from error
     print_summary(summary, console)
     return summary

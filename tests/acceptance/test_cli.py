@@ -634,6 +634,39 @@ def test_a_role_reads_and_changes_nothing(role: str, reads_log: bool, running: R
                 connection.execute(statement)
 
 
+def test_the_read_models_can_be_looked_at_and_made_anew_beside_a_server(running: Running, shell: Shell) -> None:
+    """Status and rebuild, for people and as JSON; a row that differs is named, swapped away, and ends with 1."""
+    where = ["--data-dir", running.data_dir]
+    status = shell("projections", "status", *where)
+    assert status.code == 0, status.err
+    assert "read_models" in status.out
+    (follower,) = json.loads(shell("projections", "status", *where, "--json").out)
+    assert (follower["position"], follower["failure"]) == (follower["head"], None)
+
+    rebuilt = shell("projections", "rebuild", *where)
+    assert rebuilt.code == 0, rebuilt.err
+    assert " rows, 0 differ\nswapped in at position " in rebuilt.out
+    with psycopg.connect(running.dsn, autocommit=True) as connection:
+        connection.execute("INSERT INTO ledger_main.transfer_accounts VALUES ('forged', 1)")
+    checked = shell("projections", "rebuild", "--check", "--json", *where)
+    assert checked.code == 1
+    found = json.loads(checked.out)
+    assert (found["different"], found["differences"][0]["key"]) == (1, "forged 0000000000000000001")
+    assert found["swapped_at"] is None
+    named = shell("projections", "rebuild", *where)
+    assert named.code == 1
+    assert "transfer_accounts forged" in named.out
+    assert shell("projections", "rebuild", "--check", *where).code == 0
+
+
+def test_a_data_folder_without_a_ledger_has_nothing_to_rebuild(shell: Shell, tmp_path: Path) -> None:
+    """One line that says so, and no database is made there."""
+    ended = shell("projections", "status", "--data-dir", tmp_path / "none")
+    assert ended.code == 3
+    assert "there is no ledger in" in ended.complaint
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_server_that_has_stopped_has_no_dsn(made: Path, shell: Shell) -> None:
     """One line, and exit code 3."""
     ended = shell("dsn", "--data-dir", made)

@@ -404,7 +404,7 @@ def test_the_command_says_when_there_is_no_server(
 
     failed = run_command("127.0.0.1:1")
 
-    assert failed.returncode == 2
+    assert failed.returncode == 3
     assert failed.stderr == "ledger: no ledger answers at 127.0.0.1:1: is `ledger serve` running there?\n"
 
 
