@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from ledger import log_output
+from ledger.audit import console as audit
 from ledger.console import accounts, payments, transfers
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
@@ -42,6 +43,7 @@ app.add_typer(accounts.app, name="account")
 app.add_typer(payments.app, name="payment")
 app.add_typer(transfers.app, name="transfer")
 app.add_typer(read_models.app, name="projections")
+app.add_typer(audit.app, name="audit")
 
 
 def main() -> None:
@@ -76,6 +78,7 @@ def serve(
         print(f"ledger: serving on {address} (ledger {settings.ledger}, {where})", flush=True)
 
     with _database(settings) as database:
+        _require_key(settings)
         try:
             run(settings, database, ready)
         except CannotListen as error:
@@ -194,6 +197,21 @@ def prepare(dsn: str, ledger: str) -> list[int]:
     with connect(dsn, ledger, "ledger-migrate") as connection:
         create_tables(connection)
     return applied
+
+
+def _require_key(settings: Settings) -> None:
+    """Have a key to sign with where one is wanted. With an embedded Postgres it is made on first use."""
+    from ledger.audit.keys import KeyFiles, KeyUnusable
+
+    if settings.key_path is None:
+        return
+    files = KeyFiles(settings.key_path, settings.origin)
+    try:
+        if settings.tree_key is None and not settings.key_path.exists():
+            files.make()
+        files.key()
+    except KeyUnusable as error:
+        fail(str(error))
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from psycopg.conninfo import make_conninfo
 
 VIEWS: Final = ("accounts_v1", "balances_v1", "payments_v1", "transfers_v1", "entries_v1", "events_v1")
 TABLES: Final = ("balances", "payments", "transfers", "transfer_accounts", "entries", "checkpoints")
+LOG_AND_TREE: Final = ("events", "migrations", "tree_tiles", "tree_heads", "tree_breaks")
 READABLE: Final = {
     "analyst": VIEWS,
-    "auditor": (*VIEWS, *TABLES, "events", "migrations"),
+    "auditor": (*VIEWS, *TABLES, *LOG_AND_TREE),
 }
 """What each role may read, in the schema of every ledger: an analyst the views, an auditor also what is under them."""
 

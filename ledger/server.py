@@ -18,6 +18,9 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from ledger.audit.keys import KeyFiles
+from ledger.audit.proofs import Proofs
+from ledger.audit.signer import Signer
 from ledger.committer import Committer
 from ledger.migrations import require_migrated
 from ledger.services import SERVICES, Desk, Open, deliver_to, rpc_handlers
@@ -79,6 +82,7 @@ class Parts:
     committer: Committer
     follower: Follower | None
     queries: Queries
+    proofs: Proofs
 
 
 async def _start_parts(settings: Settings, dsn: str, stack: AsyncExitStack) -> Parts:
@@ -101,13 +105,18 @@ async def _start_parts(settings: Settings, dsn: str, stack: AsyncExitStack) -> P
     )
     committer.start()
     stack.push_async_callback(asyncio.to_thread, committer.stop)
-    return Parts(committer, follower, queries)
+    key_path = settings.key_path
+    if key_path is not None:
+        signer = Signer(dsn, settings.ledger, KeyFiles(key_path, settings.origin))
+        signer.start()
+        stack.push_async_callback(asyncio.to_thread, signer.stop)
+    return Parts(committer, follower, queries, Proofs(queries.rows))
 
 
 async def _start_grpc(settings: Settings, parts: Parts) -> tuple[grpc.aio.Server, Any, str]:
     # Without so_reuseport=0 a second server on the same port would start without a word and swallow connections.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    desk = Desk({settings.ledger: Open(parts.committer, parts.queries.by_rpc)})
+    desk = Desk({settings.ledger: Open(parts.committer, {**parts.queries.by_rpc, **parts.proofs.by_rpc})})
     server.add_generic_rpc_handlers(tuple(rpc_handlers(desk)))
     servicer = _HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

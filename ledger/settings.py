@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,6 +56,12 @@ def _connection_string(dsn: str) -> str:
     return dsn
 
 
+def _origin(origin: str) -> str:
+    if not re.fullmatch(r"[!-*,-~]{1,200}", origin):
+        raise ValueError(f"{origin!r} can't be an origin: that is visible ASCII characters without +")
+    return origin
+
+
 Dsn = Annotated[str, AfterValidator(_connection_string)]
 
 
@@ -70,7 +77,19 @@ class Settings(BaseSettings):
     listen: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:50051"
     server: Annotated[str, AfterValidator(_address)] = "127.0.0.1:50051"
     follower: bool = True
+    tree_key: Path | None = None
+    tree_origin: Annotated[str, AfterValidator(_origin)] | None = None
     queue_most_commands: int = Field(QUEUE_MOST_COMMANDS, ge=1)
     memory_most_streams: int = Field(MEMORY_MOST_STREAMS, ge=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+
+    @property
+    def origin(self) -> str:
+        """The name under which the tree of this ledger is signed."""
+        return self.tree_origin or f"ledger/{self.ledger}"
+
+    @property
+    def key_path(self) -> Path | None:
+        """Where the key is that signs; None if this process signs nothing."""
+        return self.tree_key or (self.data_dir / "tree.key" if self.dsn is None else None)

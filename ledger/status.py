@@ -23,6 +23,7 @@ STATUS: Final[dict[str, StatusCode]] = {
     "ACCOUNT_NOT_FOUND": StatusCode.NOT_FOUND,
     "PAYMENT_NOT_FOUND": StatusCode.NOT_FOUND,
     "TRANSFER_NOT_FOUND": StatusCode.NOT_FOUND,
+    "TREE_HEAD_NOT_FOUND": StatusCode.NOT_FOUND,
     "VERSION_MISMATCH": StatusCode.ABORTED,
     "BATCH_ABORTED": StatusCode.ABORTED,
     "CURRENCY_MISMATCH": StatusCode.FAILED_PRECONDITION,
@@ -43,6 +44,7 @@ STATUS: Final[dict[str, StatusCode]] = {
     "BALANCE_LIMIT": StatusCode.FAILED_PRECONDITION,
     "INSUFFICIENT_FUNDS": StatusCode.FAILED_PRECONDITION,
     "POSITION_AHEAD_OF_HEAD": StatusCode.OUT_OF_RANGE,
+    "TREE_SIZE_AHEAD_OF_HEAD": StatusCode.OUT_OF_RANGE,
     "QUEUE_FULL": StatusCode.RESOURCE_EXHAUSTED,
     "DEADLINE_PASSED": StatusCode.DEADLINE_EXCEEDED,
     "DATABASE_UNAVAILABLE": StatusCode.UNAVAILABLE,
@@ -54,6 +56,7 @@ STATUS: Final[dict[str, StatusCode]] = {
     "READ_MODEL_BEHIND": StatusCode.UNAVAILABLE,
     "READ_MODEL_STOPPED": StatusCode.UNAVAILABLE,
     "READS_UNAVAILABLE": StatusCode.UNAVAILABLE,
+    "TREE_BEHIND": StatusCode.UNAVAILABLE,
     "NOT_IMPLEMENTED": StatusCode.UNIMPLEMENTED,
     "INTERNAL": StatusCode.INTERNAL,
 }
@@ -66,6 +69,7 @@ RETRY_AFTER_S: Final[dict[str, float]] = {
     "SHUTTING_DOWN": 1.0,
     "READ_MODEL_BEHIND": 0.1,
     "READS_UNAVAILABLE": 0.5,
+    "TREE_BEHIND": 0.2,
 }
 """After how long the same request is worth sending again, where a pause alone can help."""
 

@@ -16,7 +16,7 @@ from projections import balances, payments, transfers
 from projections.answers import account_message, balance_message, payment_message, transfer_message
 from projections.as_of import AsOf
 from projections.balances import Balance, KnownBalance
-from projections.connections import Connections
+from projections.connections import Connections, Rows
 from projections.errors import BalanceNotRepresentable
 from projections.follower import Follower
 from projections.freshness import Freshness, within
@@ -54,6 +54,11 @@ class Queries:
             "ListTransfers": lists.list_transfers,
         }
         """What is answered here, by the name of the rpc."""
+
+    @property
+    def rows(self) -> Callable[..., Awaitable[Rows]]:
+        """Runs statements for other queries on the connections of these."""
+        return self._connections.rows
 
     async def open(self) -> None:
         """Begin to watch the checkpoint. A database that is away is no hindrance."""

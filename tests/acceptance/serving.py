@@ -17,6 +17,8 @@ import grpc
 import psycopg
 from psycopg import sql
 
+from ledger.audit.keys import KeyFiles
+from ledger.audit.note import PublicKey
 from ledger.v1.account_pb2 import Account, GetAccountRequest
 from ledger.v1.account_pb2_grpc import AccountServiceStub
 
@@ -59,6 +61,8 @@ class LedgerServer:
 
     def start(self) -> None:
         """Start, or start again at the same address, and wait until it is ready."""
+        if self._given and not self._key_files.path.exists():
+            self._key_files.make()
         where = ["--dsn", self._given] if self._given else ["--data-dir", str(self._folder / "data")]
         if self._given:
             migrated = run_ledger("migrate", *where, "--ledger", self.ledger)
@@ -66,12 +70,26 @@ class LedgerServer:
         command = [*LEDGER, "serve", "--listen", self.address, "--ledger", self.ledger, *where]
         with (self._folder / "server.log").open("a") as log:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True
+                command, cwd=ROOT, env=self._environment(), stdout=subprocess.PIPE, stderr=log, text=True
             )
         assert self._process.stdout is not None
         ready = self._process.stdout.readline()
         assert ready.startswith("ledger: serving on 127.0.0.1:"), self.log
         self.address = ready.split()[3]
+
+    @property
+    def public_key(self) -> PublicKey:
+        """What an auditor of this server was given."""
+        return self._key_files.key().public
+
+    @property
+    def _key_files(self) -> KeyFiles:
+        return KeyFiles(
+            self._folder / "tree.key" if self._given else self._folder / "data/tree.key", f"ledger/{self.ledger}"
+        )
+
+    def _environment(self) -> dict[str, str]:
+        return environment() | ({"LEDGER_TREE_KEY": str(self._key_files.path)} if self._given else {})
 
     def stop(self) -> None:
         """SIGTERM: it has to drain and to end well."""

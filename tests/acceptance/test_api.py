@@ -29,6 +29,9 @@ from psycopg.conninfo import make_conninfo
 from serving import LEDGER, LedgerServer, environment, eventually
 
 from ledger import outages, services
+from ledger.audit.leaf import leaf_data
+from ledger.audit.merkle import leaf_hash, verify_consistency, verify_inclusion
+from ledger.audit.note import read_head
 from ledger.cli import prepare
 from ledger.domain.errors import DeclinedInBatch, Refusal
 from ledger.status import RETRY_AFTER_S, STATUS
@@ -53,6 +56,7 @@ from ledger.v1.account_pb2 import (
     SetCreditLimitRequest,
     UnfreezeAccountRequest,
 )
+from ledger.v1.audit_pb2 import GetConsistencyProofRequest, GetInclusionProofRequest, GetTreeHeadRequest
 from ledger.v1.batch_pb2 import BATCH_MODE_ATOMIC, BATCH_MODE_INDEPENDENT, BatchCommand, ExecuteBatchRequest
 from ledger.v1.ledger_pb2 import (
     DECLINE_REASON_ACCOUNT_CLOSED,
@@ -105,9 +109,6 @@ RPCS: Final[dict[str, MethodDescriptor]] = {
 
 NOT_YET: Final = {
     "ReadEvents",
-    "GetTreeHead",
-    "GetInclusionProof",
-    "GetConsistencyProof",
     "GetTrialBalance",
 }
 WORKING: Final = sorted({method.name for method in RPCS.values()} - NOT_YET)
@@ -855,6 +856,16 @@ READS_REFUSED: Final[dict[StatusCode, list[Case]]] = {
         Case("INVALID_REQUEST", ListPaymentsRequest(account_id="a b", order=3), {}, ["account_id", "order"]),
         Case("INVALID_REQUEST", ListTransfersRequest(page_token="stolen"), {}, ["page_token"]),
         Case("INVALID_REQUEST", ListEntriesRequest(page_size=-1), {}, ["account_id", "page_size"]),
+        Case("INVALID_REQUEST", GetTreeHeadRequest(tree_size=-1, min_position=-1), {}, ["tree_size", "min_position"]),
+        Case("INVALID_REQUEST", GetInclusionProofRequest(), {}, ["position"]),
+        Case("INVALID_REQUEST", GetInclusionProofRequest(position=3, tree_size=2), {}, ["position"]),
+        Case("INVALID_REQUEST", GetConsistencyProofRequest(), {}, ["first_tree_size"]),
+        Case(
+            "INVALID_REQUEST",
+            GetConsistencyProofRequest(first_tree_size=3, second_tree_size=2),
+            {},
+            ["first_tree_size"],
+        ),
     ],
     StatusCode.NOT_FOUND: [
         Case("LEDGER_NOT_FOUND", GetAccountRequest(ledger="none", account_id="alice~"), {"ledger": "none"}),
@@ -891,6 +902,8 @@ READS_REFUSED: Final[dict[StatusCode, list[Case]]] = {
             GetTransferRequest(transfer_id="alice~", min_position=2**62),
             GetAccountBalanceRequest(account_id="alice~", at_position=2**62),
             GetPaymentRequest(payment_id="authorized~", at_position=2**62),
+            GetTreeHeadRequest(min_position=2**62),
+            GetInclusionProofRequest(position=1, min_position=2**62),
             ListAccountsRequest(min_position=2**62),
             ListPaymentsRequest(min_position=2**62),
             ListTransfersRequest(min_position=2**62),
@@ -1023,6 +1036,9 @@ ELSEWHERE: Final = {
     "OUTCOME_UNKNOWN": "takes a fault in the database: tests/integration/test_committer.py",
     "WRITES_STOPPED": "takes a wrong clock or a cut log: tests/integration/test_committer.py",
     "INTERNAL": "takes a bug",
+    "TREE_HEAD_NOT_FOUND": "test_the_tree_answers_what_it_can_not_prove",
+    "TREE_SIZE_AHEAD_OF_HEAD": "test_the_tree_answers_what_it_can_not_prove",
+    "TREE_BEHIND": "test_a_tree_that_nobody_signs_is_behind",
     "NOT_IMPLEMENTED": "test_an_rpc_that_does_not_work_yet_says_so",
 }
 
@@ -2045,6 +2061,68 @@ def test_a_balance_and_a_payment_as_they_were_known(people: Client) -> None:
     assert people.balance("alice~").reserved == 0
 
 
+# --- proofs ----------------------------------------------------------------------------------------------------------
+
+
+def signed_head(client: Client, server: LedgerServer, **request: Any) -> Any:
+    """A head whose signature is checked by the server's public key, as an auditor was given it."""
+    head = client(GetTreeHeadRequest(**request)).tree_head
+    found = read_head(head.signed_note, [server.public_key])
+    assert (found.size, found.root) == (head.tree_size, head.root_hash)
+    return head
+
+
+def test_every_event_is_proved_to_be_in_the_signed_log(
+    people: Client, server: LedgerServer, log: psycopg.Connection[Any]
+) -> None:
+    """Checked here from the event's own columns, as an auditor would, against a head that is signed."""
+    position = people(authorize("p~")).position
+    head = signed_head(people, server, min_position=position)
+    assert head.tree_size >= position
+    columns = "position, stream, version, topic, recorded_at, state"
+    rows = log.execute(
+        f"SELECT {columns} FROM events WHERE position > %s - 20 AND position <= %s", (position, position)
+    )
+    for row in rows.fetchall():
+        leaf = leaf_hash(leaf_data(*row[:5], bytes(row[5])))
+        proof = people(GetInclusionProofRequest(position=row[0], tree_size=head.tree_size))
+        assert proof.leaf_hash == leaf
+        verify_inclusion(row[0] - 1, head.tree_size, leaf, proof.hashes, head.root_hash)
+
+
+def test_every_head_is_consistent_with_those_before(
+    people: Client, server: LedgerServer, log: psycopg.Connection[Any]
+) -> None:
+    """Whoever kept one knows that nothing before it was changed."""
+    first = signed_head(people, server, min_position=people(authorize("p~")).position)
+    second = signed_head(people, server, min_position=people(capture("p~")).position)
+    assert signed_head(people, server, tree_size=first.tree_size) == first
+    sizes = [size for (size,) in log.execute("SELECT tree_size FROM tree_heads ORDER BY number").fetchall()]
+    for size in {*sizes[:20], *sizes[-20:], first.tree_size}:
+        before = signed_head(people, server, tree_size=size)
+        proof = people(GetConsistencyProofRequest(first_tree_size=size, second_tree_size=second.tree_size))
+        verify_consistency(size, second.tree_size, before.root_hash, second.root_hash, proof.hashes)
+    newest = people(GetConsistencyProofRequest(first_tree_size=first.tree_size))
+    assert newest.second_tree_size >= second.tree_size
+
+
+def test_the_tree_answers_what_it_can_not_prove(people: Client) -> None:
+    """Sizes that were never signed, and those that are to come."""
+    newest = people(GetTreeHeadRequest(min_position=people(authorize("p~")).position)).tree_head.tree_size
+    unsigned = people.refuses(GetTreeHeadRequest(tree_size=2**40))
+    assert unsigned == Refused(StatusCode.NOT_FOUND, "TREE_HEAD_NOT_FOUND", {"tree_size": str(2**40)})
+    for request in (
+        GetInclusionProofRequest(position=2**40),
+        GetInclusionProofRequest(position=1, tree_size=2**40),
+        GetConsistencyProofRequest(first_tree_size=1, second_tree_size=2**40),
+        GetConsistencyProofRequest(first_tree_size=2**40),
+    ):
+        refused = people.refuses(request)
+        assert refused[:2] == (StatusCode.OUT_OF_RANGE, "TREE_SIZE_AHEAD_OF_HEAD")
+        assert refused.metadata["tree_size"] == str(2**40)
+        assert int(refused.metadata["newest"]) >= newest
+
+
 def test_effective_time_is_for_reports(client: Client) -> None:
     """Balances by effective time count what took effect up to then, inclusive, in whatever order it was recorded."""
     client.do(
@@ -2341,6 +2419,16 @@ def test_a_read_that_waits_in_vain_names_both_positions(narrow: Client) -> None:
         error = call.exception()
         metadata = {"position": "0", "min_position": str(position)}
         assert refused_by(error) == Refused(StatusCode.UNAVAILABLE, "READ_MODEL_BEHIND", metadata)
+
+
+def test_a_tree_that_nobody_signs_is_behind(narrow: Client) -> None:
+    """A server without a key has no head to show, and does not keep those waiting who want one."""
+    position = narrow(opening("c~")).position
+    error = narrow.start(GetTreeHeadRequest(min_position=position), timeout=1).exception()
+    assert error is not None
+    metadata = {"tree_size": "0", "min_position": str(position)}
+    assert refused_by(error) == Refused(StatusCode.UNAVAILABLE, "TREE_BEHIND", metadata)
+    assert narrow.refuses(GetTreeHeadRequest()).reason == "TREE_HEAD_NOT_FOUND"
 
 
 def test_the_log_of_all_this_is_sound(server: LedgerServer, log: psycopg.Connection[Any]) -> None:

@@ -618,7 +618,7 @@ def test_a_role_reads_and_changes_nothing(role: str, reads_log: bool, running: R
     with psycopg.connect(ended.out.strip(), autocommit=True) as connection:
         for view in reader_roles.VIEWS:
             connection.execute(f"SELECT count(*) FROM ledger_main.{view}")
-        for table in (*reader_roles.TABLES, "events", "migrations"):
+        for table in (*reader_roles.TABLES, *reader_roles.LOG_AND_TREE):
             if reads_log:
                 connection.execute(f"SELECT count(*) FROM ledger_main.{table}")
             else:

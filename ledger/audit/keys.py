@@ -1,0 +1,141 @@
+"""The signer's files: its key, the public half of it, and beside it the last head that it signed.
+
+tree.key        the private key (PEM), mode 0600: keep it off the database's machine, and back it up
+tree.key.pub    its public half, to give to auditors
+tree.key.next   the key that is to follow, until a head was signed by both
+tree.key.old-N  keys that were in use before
+tree.key.head   the last head that was signed; what is not consistent with it is never signed
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ledger.audit.note import Note, NoteInvalid, PublicKey, SigningKey, TreeHead
+
+_MODE: Final = 0o600
+
+
+class KeyUnusable(Exception):
+    """The file of a key is missing, malformed, or readable by others; the message says what to do."""
+
+
+class KeyFiles:
+    """The files of one ledger's signer; `name` is the name of the key, which is the origin of its heads."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        self._public = path.with_name(f"{path.name}.pub")
+        self._next = path.with_name(f"{path.name}.next")
+        self._head = path.with_name(f"{path.name}.head")
+        self._lock = path.with_name(f"{path.name}.lock")
+
+    # --- keys --------------------------------------------------------------------------------------------------------
+
+    def make(self) -> SigningKey:
+        """A new key, where there is none. Raises KeyUnusable if there is one."""
+        if self.path.exists():
+            raise KeyUnusable(f"there is a key in {self.path} already: `ledger audit rotate-key` introduces a new one")
+        key = _generate(self.path, self.name)
+        _write(self._public, f"{key.public}\n")
+        return key
+
+    def key(self) -> SigningKey:
+        """The key in use. Raises KeyUnusable."""
+        return _read(self.path, self.name)
+
+    def prepare_next(self) -> SigningKey:
+        """Make the key that is to follow, if that wasn't done; the signer introduces it with its next head."""
+        self.key()
+        return _read(self._next, self.name) if self._next.exists() else _generate(self._next, self.name)
+
+    def public_keys(self) -> list[PublicKey]:
+        """The public halves of `signing_keys`."""
+        return [key.public for key in self.signing_keys()]
+
+    def signing_keys(self) -> list[SigningKey]:
+        """The keys that sign the next head: that in use, and the one that is to follow it, if any."""
+        keys = [self.key()]
+        return [*keys, _read(self._next, self.name)] if self._next.exists() else keys
+
+    def introduced(self) -> None:
+        """A head by both keys is published: the next one is now in use."""
+        number = 1
+        while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        os.link(self.path, old)
+        self._next.replace(self.path)
+        _write(self._public, f"{self.key().public}\n")
+
+    # --- the last head -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else on this machine signs with these files meanwhile."""
+        with self._lock.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def last_head(self) -> TreeHead | None:
+        """The last head that was signed, or None if none was. Raises KeyUnusable if its file is damaged."""
+        try:
+            return TreeHead.parse(Note.parse(self._head.read_text(encoding="utf-8")).text)
+        except FileNotFoundError:
+            return None
+        except (NoteInvalid, UnicodeDecodeError) as error:
+            raise KeyUnusable(
+                f"{self._head} is damaged ({error}): put the newest head there, as auditors keep it"
+            ) from error
+
+    def keep_head(self, note: str) -> None:
+        """Remember a head as the last one, durably, before anybody else learns of it."""
+        _write(self._head, note)
+
+
+def _generate(path: Path, name: str) -> SigningKey:
+    private = Ed25519PrivateKey.generate()
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, pem.decode())
+    return SigningKey(name, private)
+
+
+def _read(path: Path, name: str) -> SigningKey:
+    try:
+        if path.stat().st_mode & 0o077:
+            raise KeyUnusable(f"{path} can be read by others: chmod 600 {path}")
+        private = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except FileNotFoundError:
+        raise KeyUnusable(f"there is no key in {path}: `ledger audit make-key` makes one") from None
+    except OSError as error:
+        raise KeyUnusable(f"cannot read the key in {path}: {error.strerror}") from error
+    except (ValueError, TypeError):
+        raise KeyUnusable(f"{path} is not a private key in PEM without a password") from None
+    if not isinstance(private, Ed25519PrivateKey):
+        raise KeyUnusable(f"the key in {path} is not one of Ed25519")
+    return SigningKey(name, private)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file durably, or leave it as it was: whoever reads it sees all of the one or of the other."""
+    new = path.with_name(f"{path.name}.new")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE), "w", encoding="utf-8") as file:  # noqa: PTH123
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,409 @@
+"""The signer: every head is of the log as it is, consistent with all before it; a log that is another is not signed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import psycopg
+import pytest
+from checks import eventually
+from read_side import History
+
+from ledger.audit import signer as signing
+from ledger.audit.keys import KeyFiles, KeyUnusable
+from ledger.audit.leaf import leaf_data
+from ledger.audit.merkle import leaf_hash, root_of
+from ledger.audit.note import Note, PublicKey, TreeHead, read_head
+from ledger.audit.restore import NothingToAccept, accept_restore
+from ledger.audit.signer import LogChanged, SignedMeanwhile, Signer, SigningRefused
+from ledger.postgres import connect
+
+NOW: Final = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> KeyFiles:
+    """Files with a new key."""
+    files = KeyFiles(tmp_path / "tree.key", "ledger/test")
+    files.make()
+    return files
+
+
+@pytest.fixture
+def sign(dsn: str, ledger: str, files: KeyFiles) -> Iterator[Callable[[], Signer]]:
+    """Sign what there is, by a signer that knows nothing of those before it."""
+    signers: list[Signer] = []
+
+    def once(of: KeyFiles = files) -> Signer:
+        signers.append(Signer(dsn, ledger, of))
+        signers[-1].catch_up()
+        return signers[-1]
+
+    yield once
+    for each in signers:
+        each.stop()
+
+
+@pytest.fixture
+def db(dsn: str, ledger: str) -> Iterator[psycopg.Connection[Any]]:
+    """A superuser whom no trigger stops."""
+    with connect(dsn, ledger, "test") as connection:
+        connection.execute("SET session_replication_role = replica")
+        yield connection
+
+
+def heads(db: psycopg.Connection[Any]) -> list[tuple[int, bytes, str]]:
+    rows = db.execute("SELECT tree_size, root_hash, note FROM tree_heads ORDER BY number").fetchall()
+    return [(size, bytes(root), note) for size, root, note in rows]
+
+
+def leaves_of(db: psycopg.Connection[Any]) -> list[bytes]:
+    """Hashed here, by the words of docs/audit.md."""
+    columns = "position, stream, version, topic, recorded_at, state"
+    rows = db.execute(f"SELECT {columns} FROM events ORDER BY position".encode()).fetchall()
+    return [leaf_hash(leaf_data(*row[:5], bytes(row[5]))) for row in rows]
+
+
+def check_heads(db: psycopg.Connection[Any], keys: list[PublicKey]) -> list[TreeHead]:
+    """Assert that every head is signed and is the root of the log at its size, and return them."""
+    leaves, found = leaves_of(db), []
+    for size, root, note in heads(db):
+        head = read_head(note, keys)
+        assert (head.size, head.root) == (size, root)
+        assert root == root_of(leaves[:size]), f"the head of size {size} is of another log"
+        found.append(head)
+    return found
+
+
+# --- what is signed --------------------------------------------------------------------------------------------------
+
+
+def test_heads_are_of_the_log_as_it_grows(
+    history: History, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """Signed after each stretch by a signer that goes on from what is stored: every event kind, odd texts and all."""
+    random = Random(3)
+    for commands in (1, 0, 40, 1, 300, 2):
+        history.live(random, commands)
+        history.write()
+        sign()
+    found = check_heads(db, files.public_keys())
+    assert [head.size for head in found][-1] == history.head
+    assert len(found) >= 4
+    assert files.last_head() == found[-1]
+
+
+def test_nothing_new_is_nothing_to_sign(
+    history: History, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """An empty log has no head; and a head is signed once."""
+    sign()
+    assert heads(db) == []
+    history.write()
+    sign()
+    sign()
+    assert len(heads(db)) == 1
+
+
+def test_a_long_stretch_is_signed_on_the_way(
+    history: History,
+    files: KeyFiles,
+    sign: Callable[[], Signer],
+    db: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody waits for the end of a long catching up."""
+    monkeypatch.setattr(signing, "BATCH_EVENTS", 100)
+    monkeypatch.setattr(signing, "SIGN_EVERY_S", 0)
+    history.live(Random(4), 300)
+    history.write()
+    sign()
+    assert len(check_heads(db, files.public_keys())) >= 4
+
+
+def test_the_database_and_this_program_hash_leaves_alike(db: psycopg.Connection[Any]) -> None:
+    """The longest, the oldest and the oddest: SQL and Python make the same bytes of them."""
+    rows = [
+        (1, "account/a", 1, "AccountOpened", NOW, b"{}"),
+        (2, "é", 2**62, "T", datetime(1, 1, 1, tzinfo=UTC), b""),
+        (3, "x" * 200, 3, "ü", datetime(9999, 12, 31, 23, 59, 59, 999999, UTC), bytes(range(256)) * 1_000),
+        (4, "", 4, "", datetime(1969, 12, 31, 23, 59, 59, 999999, UTC), b"\0"),
+    ]
+    with db.cursor() as cursor:
+        insert = "INSERT INTO events (position, stream, version, topic, recorded_at, state) VALUES (%s,%s,%s,%s,%s,%s)"
+        cursor.executemany(insert, rows)
+    (found,) = db.execute(signing.SQL.leaves, {"after": 0, "limit": 10}).fetchall()
+    assert bytes(found[3]) == b"".join(leaf_hash(leaf_data(*row)) for row in rows)
+
+
+def test_several_signers_with_one_key_sign_one_chain(
+    dsn: str, ledger: str, history: History, files: KeyFiles, db: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    """On one machine and on another with a copy of the key: every head once, each consistent with those before."""
+    elsewhere = KeyFiles(tmp_path / "copy" / "tree.key", files.name)
+    elsewhere.path.parent.mkdir()
+    elsewhere.path.write_bytes(files.path.read_bytes())
+    elsewhere.path.chmod(0o600)
+    signers = [Signer(dsn, ledger, each) for each in (files, files, elsewhere)]
+    for each in signers:
+        each.start()
+    random = Random(5)
+    for _ in range(20):
+        history.live(random, 15)
+        history.write()
+        eventually(lambda: bool(heads(db)) and heads(db)[-1][0] == history.head)
+    for each in signers:
+        each.stop()
+    assert {each.failure for each in signers} == {None}
+    sizes = [head.size for head in check_heads(db, files.public_keys())]
+    assert sizes == sorted(set(sizes))
+
+
+# --- what is not signed ----------------------------------------------------------------------------------------------
+
+
+def grow(history: History, commands: int = 30, seed: int = 6) -> int:
+    history.live(Random(seed), commands)
+    return history.write()
+
+
+CUT: Final = "DELETE FROM events WHERE position > 20"
+CHANGED: Final = "UPDATE events SET state = state || ' '::bytea WHERE position = 7"
+OLDER_COPY: Final = (
+    "DELETE FROM events WHERE position > 20; DELETE FROM tree_heads; DELETE FROM tree_tiles;"
+    "DELETE FROM checkpoints WHERE name <> 'read_models'"
+)
+
+
+def test_a_log_that_was_cut_is_not_signed(
+    history: History, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """Its end is missing: the key is not lent to what is left."""
+    grow(history)
+    sign()
+    before = heads(db)
+    db.execute(CUT)
+    db.execute("DELETE FROM tree_heads; DELETE FROM tree_tiles")
+    with pytest.raises(LogChanged, match="the log ends at position 20, but a head of size"):
+        sign()
+    assert heads(db) == []
+    assert files.last_head() == read_head(before[-1][2], files.public_keys())
+
+
+def test_an_older_copy_that_was_written_on_is_not_signed(
+    history: History, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """It is longer than what was signed, and another."""
+    head = grow(history)
+    sign()
+    db.execute(OLDER_COPY)
+    insert = """
+        INSERT INTO events (stream, version, position, topic, state)
+        SELECT 'account/forged', n, 20 + n, 'AccountFrozen', '{}' FROM generate_series(1, %s) AS n
+    """
+    db.execute(insert, [head])
+    with pytest.raises(LogChanged, match="are not those that were signed"):
+        sign()
+    assert heads(db) == []
+
+
+def test_a_log_with_a_gap_is_not_signed(
+    history: History, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """An event that is missing in the middle of what is new."""
+    head = grow(history)
+    db.execute("DELETE FROM events WHERE position = %s", [head - 3])
+    with pytest.raises(SigningRefused, match="gap"):
+        sign()
+
+
+def test_a_tree_whose_hashes_were_changed_is_not_gone_on_with(
+    history: History, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """Or are missing."""
+    grow(history)
+    sign()
+    for damage in ("UPDATE tree_tiles SET hashes = set_byte(hashes, 3, 77)", "DELETE FROM tree_tiles"):
+        db.execute(damage.encode())
+        with pytest.raises(SigningRefused, match="not those of head 1"):
+            sign()
+
+
+def test_a_head_by_another_key_is_not_built_on(history: History, sign: Callable[..., Signer], tmp_path: Path) -> None:
+    """Two keys for one ledger are a mistake, or worse."""
+    grow(history)
+    sign()
+    stranger = KeyFiles(tmp_path / "stranger", "ledger/test")
+    stranger.make()
+    with pytest.raises(SigningRefused, match="signed by another key"):
+        sign(stranger)
+
+
+def test_a_refusal_is_shown_and_ends_when_its_cause_does(
+    dsn: str, ledger: str, history: History, files: KeyFiles, db: psycopg.Connection[Any]
+) -> None:
+    """A signer beside a running server refuses, and goes on by itself once the restored log is accepted."""
+    grow(history)
+    with closing(Running(Signer(dsn, ledger, files))) as running:
+        eventually(lambda: running.signer.size == history.head)
+        db.execute(OLDER_COPY)
+        db.execute("INSERT INTO events SELECT 'account/x', 1, 21, 'AccountFrozen', now(), '{}'")
+        kept = files.last_head()
+        eventually(lambda: running.signer.failure is not None)
+        assert heads(db) == []
+        assert files.last_head() == kept
+
+        note = accept_restore(dsn, ledger, files, "the disk\nfailed", NOW)
+
+        eventually(lambda: running.signer.failure is None and bool(heads(db)))
+    assert kept is not None
+    lines = Note.parse(note).text.split("\n")
+    assert lines[:2] == ["ledger/test/break/1", str(kept.size)]
+    assert lines[3] == "0"
+    assert lines[5:] == ["2026-11-25T12:00:00.000000Z", "the disk failed", ""]
+    Note.parse(note).require_signed(files.public_keys())
+    assert db.execute("SELECT note FROM tree_breaks").fetchall() == [(note,)]
+    assert check_heads(db, files.public_keys())[-1].size == 21
+    with pytest.raises(NothingToAccept):
+        accept_restore(dsn, ledger, files, "again", NOW)
+
+
+class Running:
+    """A signer in its thread."""
+
+    def __init__(self, signer: Signer) -> None:
+        self.signer = signer
+        signer.start()
+
+    def close(self) -> None:
+        self.signer.stop()
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_key_is_introduced_by_a_head_of_both(
+    history: History, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """Even if the log has not grown; from then on the new one signs alone, and the old one is kept."""
+    grow(history)
+    sign()
+    old = files.key().public
+    new = files.prepare_next().public
+    assert files.prepare_next().public == new
+    sign()
+    grow(history, seed=7)
+    sign()
+    notes = [Note.parse(note) for _, _, note in heads(db)]
+    assert [note.signers([old, new]) for note in notes] == [[old], [old, new], [new]]
+    assert files.key().public == new
+    assert files.path.with_name("tree.key.pub").read_text() == f"{new}\n"
+    assert files.path.with_name("tree.key.old-1").exists()
+    check_heads(db, [old, new])
+
+
+def test_a_key_that_others_can_read_is_not_used(files: KeyFiles) -> None:
+    """With what to do about it; as are a file that is no key, and none."""
+    files.path.chmod(0o640)
+    with pytest.raises(KeyUnusable, match="chmod 600"):
+        files.key()
+    files.path.chmod(0o600)
+    files.path.write_text("no key")
+    with pytest.raises(KeyUnusable, match="not a private key"):
+        files.key()
+    files.path.unlink()
+    with pytest.raises(KeyUnusable, match="make-key"):
+        files.key()
+    assert files.make().public == files.key().public
+    assert files.path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(KeyUnusable, match="rotate-key"):
+        files.make()
+
+
+def test_a_damaged_last_head_stops_signing(history: History, files: KeyFiles, sign: Callable[[], Signer]) -> None:
+    """It can't be told what was signed."""
+    grow(history)
+    sign()
+    files.path.with_name("tree.key.head").write_text("damaged")
+    grow(history, seed=8)
+    with pytest.raises(KeyUnusable, match="damaged"):
+        sign()
+
+
+# --- crashes ---------------------------------------------------------------------------------------------------------
+
+DIES: Final = """
+import os, sys
+from pathlib import Path
+from ledger.audit import signer
+from ledger.audit.keys import KeyFiles
+
+dsn, ledger, key, where = sys.argv[1:]
+files = KeyFiles(Path(key), "ledger/test")
+
+def dying(function):
+    def last(*arguments):
+        if where.startswith("after"):
+            function(*arguments)
+        os.kill(os.getpid(), 9)
+    return last
+
+steps = {"keep": KeyFiles, "publish": signer.Signer, "introduced": KeyFiles}
+owner = steps[where.split("-")[1]]
+name = {"keep": "keep_head", "publish": "_publish", "introduced": "introduced"}[where.split("-")[1]]
+setattr(owner, name, dying(getattr(owner, name)))
+signer.Signer(dsn, ledger, files).catch_up()
+"""
+
+
+STEPS: Final = ("keep", "publish", "introduced")
+
+
+@pytest.mark.parametrize("where", [f"{when}-{step}" for when in ("before", "after") for step in STEPS])
+def test_a_signer_that_is_killed_anywhere_is_gone_on_from(
+    dsn: str, ledger: str, history: History, files: KeyFiles, sign: Callable[[], Signer], db: Any, where: str
+) -> None:
+    """kill -9 before and after each step of signing and of introducing a key: the next one signs on by itself."""
+    grow(history)
+    sign()
+    old = files.key().public
+    files.prepare_next()
+    grow(history, seed=9)
+    process = subprocess.run(
+        [sys.executable, "-c", DIES, dsn, ledger, str(files.path), where], env=os.environ, check=False, timeout=60
+    )
+    assert process.returncode == -9
+    grow(history, seed=10)
+    sign()
+    sign()
+    new = files.key().public
+    assert new != old
+    found = check_heads(db, [old, new])
+    assert found[-1].size == history.head
+    introduced = [Note.parse(note).signers([old, new]) for _, _, note in heads(db)]
+    assert [old, new] in introduced
+    assert introduced[0] == [old]
+
+
+def test_who_comes_second_with_a_number_starts_over(
+    dsn: str, ledger: str, history: History, files: KeyFiles, sign: Callable[[], Signer], db: Any
+) -> None:
+    """A number is free once; what the loser had is taken in again."""
+    grow(history)
+    late = Signer(dsn, ledger, files)
+    late._connected()
+    sign()
+    grow(history, seed=11)
+    with pytest.raises(SignedMeanwhile):
+        late.catch_up()
+    late.stop()
+    sign()
+    check_heads(db, files.public_keys())
