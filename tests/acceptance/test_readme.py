@@ -171,7 +171,7 @@ def test_every_command_is_one_that_a_test_runs() -> None:
         "make demo",
         "make test",
         "make setup",
-        *(command_with(f".venv/bin/ledger {name}") for name in ("serve", "dsn", "import")),
+        *(command_with(f".venv/bin/ledger {name}") for name in ("serve", "dsn", "import", "audit public-key")),
         *(command for command, _ in steps(LIFE)),
     }
 
@@ -207,6 +207,11 @@ def test_psql_shows_the_balances(shown: Shown) -> None:
 
     assert "carol" in table
     assert re.search(r"carol +\| CUSTOMER .*\| +-750 \|", table), table
+
+
+def test_auditors_are_given_the_key_that_heads_are_signed_with(shown: Shown) -> None:
+    """In the form of signed notes."""
+    assert re.fullmatch(r"ledger/main\+[0-9a-f]{8}\+[\w+/=]+\n", shown.shell(command_with("ledger audit public-key")))
 
 
 def test_the_first_look_at_the_code_is_the_first_test_of_accounts() -> None:
