@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from ledger.audit.keys import KeyFiles
 from ledger.audit.proofs import Proofs
+from ledger.audit.read_events import EventReader
 from ledger.audit.signer import Signer
 from ledger.committer import Committer
 from ledger.migrations import require_migrated
@@ -72,6 +73,7 @@ async def _serve(settings: Settings, dsn: str, ready: Callable[[str], None]) -> 
         await stopping.wait()
         log.info("draining", grace_s=GRACE_S)
         await servicer.enter_graceful_shutdown()
+        parts.events.drain()
         await server.stop(GRACE_S)
 
 
@@ -83,6 +85,7 @@ class Parts:
     follower: Follower | None
     queries: Queries
     proofs: Proofs
+    events: EventReader
 
 
 async def _start_parts(settings: Settings, dsn: str, stack: AsyncExitStack) -> Parts:
@@ -92,14 +95,23 @@ async def _start_parts(settings: Settings, dsn: str, stack: AsyncExitStack) -> P
     queries = Queries(settings.read_dsn or dsn, settings.ledger, follower=follower)
     await queries.open()
     stack.push_async_callback(queries.close)
+    events = EventReader(settings.read_dsn or dsn, settings.ledger)
+    events.open()
+    stack.push_async_callback(events.close)
     if follower is not None:
         follower.start()
         stack.push_async_callback(asyncio.to_thread, follower.stop)
+
+    def appended(head: int) -> None:
+        events.appended(head)
+        if follower is not None:
+            follower.wake()
+
     committer = Committer(
         dsn,
         settings.ledger,
         deliver=deliver_to(loop),
-        appended=(lambda _: follower.wake()) if follower is not None else (lambda _: None),
+        appended=appended,
         queue_most=settings.queue_most_commands,
         memory_most=settings.memory_most_streams,
     )
@@ -110,13 +122,15 @@ async def _start_parts(settings: Settings, dsn: str, stack: AsyncExitStack) -> P
         signer = Signer(dsn, settings.ledger, KeyFiles(key_path, settings.origin))
         signer.start()
         stack.push_async_callback(asyncio.to_thread, signer.stop)
-    return Parts(committer, follower, queries, Proofs(queries.rows))
+    return Parts(committer, follower, queries, Proofs(queries.rows), events)
 
 
 async def _start_grpc(settings: Settings, parts: Parts) -> tuple[grpc.aio.Server, Any, str]:
     # Without so_reuseport=0 a second server on the same port would start without a word and swallow connections.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    desk = Desk({settings.ledger: Open(parts.committer, {**parts.queries.by_rpc, **parts.proofs.by_rpc})})
+    reads = {**parts.queries.by_rpc, **parts.proofs.by_rpc}
+    streams = {**parts.queries.streams, "ReadEvents": parts.events.read_events}
+    desk = Desk({settings.ledger: Open(parts.committer, reads, streams)})
     server.add_generic_rpc_handlers(tuple(rpc_handlers(desk)))
     servicer = _HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final, TypeAlias
 
@@ -51,14 +52,11 @@ class LedgerNotFound(Refusal):
     code = "LEDGER_NOT_FOUND"
 
 
-class NotImplementedYet(Refusal):
-    """This server does not do that yet."""
-
-    code = "NOT_IMPLEMENTED"
-
-
 Reads: TypeAlias = Mapping[str, Callable[[Any, float | None], Awaitable[Message]]]
 """The queries of one ledger by rpc: each from a request and the seconds that remain for it to the response."""
+
+Streams: TypeAlias = Mapping[str, Callable[[Any, float | None], AsyncGenerator[Message, None]]]
+"""The same for rpcs that stream: to one response after the other, each made when the one before is on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +65,7 @@ class Open:
 
     committer: Committer
     reads: Reads
+    streams: Streams = field(default_factory=dict)
 
 
 class Desk:
@@ -119,12 +118,26 @@ class Desk:
         """The handler of the query of an rpc."""
 
         async def read(request: Any, context: Context) -> Any:
-            query = self.ledger(request.ledger).reads.get(name)
-            if query is None:
-                raise NotImplementedYet
+            query = self.ledger(request.ledger).reads[name]
             return await query(request, context.time_remaining())
 
         return read
+
+    def streamer(self, name: str) -> Handler:
+        """The handler of the stream of an rpc.
+
+        A client that reads slowly is waited for, and what it has not read yet is not made: that costs no memory.
+        """
+
+        async def stream(request: Any, context: Context) -> None:
+            self._correlate(context)
+            begin = self.ledger(request.ledger).streams[name]
+            # However the call ends, what the stream holds is given back right then, not when it is collected.
+            async with aclosing(begin(request, context.time_remaining())) as responses:
+                async for response in responses:
+                    await _write(context, response)
+
+        return stream
 
     async def _submit(self, ledger: Open, ticket: Ticket) -> Sequence[Result]:
         ledger.committer.submit(ticket)
@@ -218,7 +231,7 @@ Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 def rpc_handlers(desk: Desk) -> list[grpc.GenericRpcHandler[Any, Any]]:
-    """A handler for every rpc of the contract. One that doesn't work yet answers UNIMPLEMENTED."""
+    """A handler for every rpc of the contract."""
     return [
         grpc.method_handlers_generic_handler(
             service.full_name, {method.name: _rpc_handler(desk, method) for method in service.methods}
@@ -231,7 +244,8 @@ def _rpc_handler(desk: Desk, method: MethodDescriptor) -> grpc.RpcMethodHandler[
     request_class = GetMessageClass(method.input_type)
     serialize = GetMessageClass(method.output_type).SerializeToString
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(_refused_stream, _parser(request_class), serialize)
+        streamer = _guarded(desk.streamer(method.name))
+        return grpc.unary_stream_rpc_method_handler(streamer, _parser(request_class), serialize)
     handler = _guarded(_handler(desk, method.name, request_class))
     return grpc.unary_unary_rpc_method_handler(handler, _parser(request_class), serialize)
 
@@ -256,11 +270,6 @@ def _handler(desk: Desk, name: str, request_class: type[Message]) -> Handler:
     return desk.reader(name)
 
 
-async def _refused_stream(_request: Any, context: Context) -> AsyncIterator[Any]:
-    await _abort(context, NotImplementedYet())
-    yield  # makes this a generator, which a stream has to be
-
-
 def _guarded(handler: Handler) -> Handler:
     """The handler, its exceptions mapped: refusals to their status, anything else to INTERNAL without a word of it."""
 
@@ -276,6 +285,14 @@ def _guarded(handler: Handler) -> Handler:
             await _abort(context, Internal())
 
     return guarded
+
+
+async def _write(context: Context, response: Message) -> None:
+    try:
+        await context.write(response)
+    except grpc.aio.InternalError:
+        # The client has gone while it was written to. gRPC says so in either of two ways; this is the other one.
+        raise asyncio.CancelledError from None
 
 
 async def _abort(context: Context, refusal: Refusal) -> None:

@@ -57,7 +57,6 @@ STATUS: Final[dict[str, StatusCode]] = {
     "READ_MODEL_STOPPED": StatusCode.UNAVAILABLE,
     "READS_UNAVAILABLE": StatusCode.UNAVAILABLE,
     "TREE_BEHIND": StatusCode.UNAVAILABLE,
-    "NOT_IMPLEMENTED": StatusCode.UNIMPLEMENTED,
     "INTERNAL": StatusCode.INTERNAL,
 }
 

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, LiteralString, NamedTuple
 
+from ledger.domain.errors import FieldViolation, InvalidCommand
 from ledger.domain.events import account_stream, payment_stream
 from ledger.postgres import sql_blocks
 from ledger.upcasters import EventMapper
+from ledger.wire import moment
 from projections import payments
 from projections.balances import Balance, standing
-from projections.batch import LoggedEvent, LoggedRow, decode
+from projections.batch import CannotApply, LoggedEvent, LoggedRow, decode
 from projections.connections import Connections
+from projections.freshness import within
 from projections.payments import Payment
 
 SQL: Final = sql_blocks("projections", "as_of.sql")
@@ -36,13 +39,39 @@ class AsOf:
         self._connections: Final = connections
         self._mapper: Final = EventMapper()
 
-    async def last_until(self, moment: datetime) -> LastUntil:
-        """The last position that was recorded up to `moment`, inclusive."""
-        return await self._last(moment, inclusive=True)
+    async def known_at(self, request: Any, remaining_s: float | None) -> int | None:
+        """The position that a request's `known_at` stands for; None if it asks for now. Raises InvalidCommand."""
+        asked = request.WhichOneof("known_at")
+        if asked is None:
+            return None
+        if asked == "recorded_at":
+            recorded_at = moment(request.recorded_at, "recorded_at")
+            return (await within(remaining_s, self.last_until(recorded_at))).position
+        if request.at_position < 1:
+            raise InvalidCommand(FieldViolation("at_position", "must be 1 or more"))
+        position: int = request.at_position
+        return position
 
-    async def last_before(self, moment: datetime) -> LastUntil:
-        """The last position that was recorded before `moment`."""
-        return await self._last(moment, inclusive=False)
+    async def whole_until(self, position: int) -> int:
+        """The end of the last command of which no event is after `position`.
+
+        Between the events of a command its debits are not yet its credits.
+        """
+        rows = await self._connections.rows(SQL.next, {"position": position})
+        try:
+            for event in decode([LoggedRow(*row) for row in rows], self._mapper):
+                return min(position, int(event.fields["command_position"]) - 1)
+        except CannotApply:
+            pass  # Following stops there, and nothing behind it will ever be shown: it belongs to no command before it.
+        return position
+
+    async def last_until(self, time: datetime) -> LastUntil:
+        """The last position that was recorded up to `time`, inclusive."""
+        return await self._last(time, inclusive=True)
+
+    async def last_before(self, time: datetime) -> LastUntil:
+        """The last position that was recorded before `time`."""
+        return await self._last(time, inclusive=False)
 
     async def accounts(self, rows: Sequence[Balance], at: int) -> list[Balance]:
         """Accounts that were opened up to the position `at`, as they were there."""
@@ -55,8 +84,8 @@ class AsOf:
         events = await self._events(SQL.whole, [payment_stream(each) for each in payment_ids], at)
         return {change.last.id: payments.as_row(change) for change in payments.fold(events)}
 
-    async def _last(self, moment: datetime, *, inclusive: bool) -> LastUntil:
-        (row,) = await self._connections.rows(SQL.last_until, {"moment": moment, "inclusive": inclusive})
+    async def _last(self, time: datetime, *, inclusive: bool) -> LastUntil:
+        (row,) = await self._connections.rows(SQL.last_until, {"time": time, "inclusive": inclusive})
         return LastUntil(*row)
 
     async def _events(self, statement: LiteralString, streams: list[str], at: int) -> list[LoggedEvent]:

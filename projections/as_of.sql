@@ -8,7 +8,7 @@ halves (low, high) AS (
     FROM halves,
          LATERAL (SELECT (low + high + 1) / 2 AS middle) AS m,
          LATERAL (
-             SELECT recorded_at < %(moment)s::timestamptz OR (%(inclusive)s AND recorded_at = %(moment)s::timestamptz) AS earlier
+             SELECT recorded_at < %(time)s::timestamptz OR (%(inclusive)s AND recorded_at = %(time)s::timestamptz) AS earlier
              FROM events WHERE position = middle
          ) AS e
     WHERE low < high
@@ -28,3 +28,6 @@ FROM unnest(%(streams)b::text[]) AS wanted (stream),
      LATERAL (
          SELECT * FROM events WHERE events.stream = wanted.stream AND position <= %(at)s ORDER BY version DESC LIMIT 1
      ) AS e
+
+-- next: the event after a position
+SELECT position, stream, version, topic, state FROM events WHERE position = %(position)s + 1

@@ -12,9 +12,12 @@ from ledger.domain.events import AccountKind, AccountOpened
 from ledger.domain.money import minor_digits
 from ledger.postgres import sql_blocks
 from projections.batch import ACCOUNT_EVENTS, LoggedEvent
+from projections.errors import BalanceNotRepresentable
 from projections.rows import Row, copy_rows, json_text, require_successor, update_rows
 
 SQL: Final = sql_blocks("projections", "balances.sql")
+
+INT64_MOST: Final = 2**63 - 1
 
 
 class Balance(NamedTuple):
@@ -107,6 +110,18 @@ def credit_limit(after: dict[str, Any]) -> int | None:
     """The limit in an account's stored state: an EXTERNAL account has none."""
     limit: int = after["credit_limit"]
     return None if after["kind"] == AccountKind.EXTERNAL else limit
+
+
+def known_balance(columns: Iterable[Any]) -> KnownBalance:
+    """The balance in a row. Sums are numeric in Postgres: they may be beyond any one balance."""
+    balance = KnownBalance._make(columns)
+    return balance._replace(posted=int(balance.posted), available=int(balance.available))
+
+
+def require_representable(balance: Balance | KnownBalance) -> None:
+    """Raise BalanceNotRepresentable if what was effective at a time doesn't fit into the API's int64."""
+    if max(abs(balance.posted), abs(balance.available)) > INT64_MOST:
+        raise BalanceNotRepresentable(account_id=balance.account_id)
 
 
 def _new_row(opened: LoggedEvent, last: LoggedEvent) -> Row:

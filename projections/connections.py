@@ -25,10 +25,11 @@ class Connections:
     connection makes it, and is told at once.
     """
 
-    def __init__(self, dsn: str, ledger: str) -> None:
-        self._settings: Final = connection_settings(dsn, ledger, "ledger-reads")
+    def __init__(self, dsn: str, ledger: str, *, name: str = "ledger-reads", most: int = CONNECTIONS_MOST) -> None:
+        """At most `most` connections, which the database knows by `name`."""
+        self._settings: Final = connection_settings(dsn, ledger, name)
         self._settings["options"] += f" -c statement_timeout={STATEMENT_TIMEOUT_S}s"
-        self._turns: Final = asyncio.Semaphore(CONNECTIONS_MOST)
+        self._turns: Final = asyncio.Semaphore(most)
         self._free: list[AsyncConnection[Any]] = []
         self._running: set[asyncio.Task[Rows]] = set()
         self._closed = False

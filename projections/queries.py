@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, LiteralString, TypeAlias
 
@@ -15,21 +15,25 @@ from ledger.wire import moment
 from projections import balances, payments, transfers
 from projections.answers import account_message, balance_message, payment_message, transfer_message
 from projections.as_of import AsOf
-from projections.balances import Balance, KnownBalance
+from projections.balances import Balance, KnownBalance, known_balance, require_representable
 from projections.connections import Connections, Rows
-from projections.errors import BalanceNotRepresentable
 from projections.follower import Follower
-from projections.freshness import Freshness, within
+from projections.freshness import Freshness
 from projections.lists import Lists
 from projections.lookups import Found, Lookup
 from projections.pages import POSITION_MOST
 from projections.payments import Payment
 from projections.transfers import Transfer
-
-INT64_MOST: Final = 2**63 - 1
+from projections.trial_balance import TrialBalances
 
 Query: TypeAlias = Callable[[Any, float | None], Awaitable[Message]]
 """Takes a request and the seconds that remain for it, and returns the response."""
+
+Stream: TypeAlias = Callable[[Any, float | None], AsyncGenerator[Message, None]]
+"""The same for many responses."""
+
+REPORT_CONNECTIONS_MOST: Final = 2
+"""What goes over all accounts has connections of its own, so that point reads never wait for it."""
 
 
 class Queries:
@@ -42,6 +46,8 @@ class Queries:
         self._payments: Final = Lookup(self._connections, payments.SQL.select_payments, Payment._make)
         self._transfers: Final = Lookup(self._connections, transfers.SQL.select_transfers, Transfer._make)
         self._as_of: Final = AsOf(self._connections)
+        self._reports: Final = Connections(dsn, ledger, name="ledger-reports", most=REPORT_CONNECTIONS_MOST)
+        trial_balances = TrialBalances(self._reports, self._freshness, self._as_of)
         lists = Lists(self._connections, self._freshness, self._as_of, self._accounts)
         self.by_rpc: Final[Mapping[str, Query]] = {
             "GetAccount": self.get_account,
@@ -55,6 +61,9 @@ class Queries:
         }
         """What is answered here, by the name of the rpc."""
 
+        self.streams: Final[Mapping[str, Stream]] = {"GetTrialBalance": trial_balances.get_trial_balance}
+        """What is answered by one response after the other."""
+
     @property
     def rows(self) -> Callable[..., Awaitable[Rows]]:
         """Runs statements for other queries on the connections of these."""
@@ -67,6 +76,7 @@ class Queries:
     async def close(self) -> None:
         await self._freshness.close()
         await self._connections.close()
+        await self._reports.close()
 
     @property
     def failure(self) -> str | None:
@@ -90,15 +100,14 @@ class Queries:
     async def get_account_balance(
         self, request: account_pb2.GetAccountBalanceRequest, remaining_s: float | None
     ) -> account_pb2.GetAccountBalanceResponse:
-        """Raises AccountNotFound."""
+        """Raises AccountNotFound and BalanceNotRepresentable."""
         _require_well_formed(request, "account_id")
-        at = await self._known_at(request, remaining_s)
+        at = await self._as_of.known_at(request, remaining_s)
         read = self._balance(request, at)
         found = await self._freshness.seen(read, max(request.min_position, at or 0), remaining_s)
         if found.row is None:
             raise AccountNotFound(account_id=request.account_id)
-        if max(abs(found.row.posted), abs(found.row.available)) > INT64_MOST:
-            raise BalanceNotRepresentable(account_id=request.account_id)
+        require_representable(found.row)
         position = found.position if at is None else at
         return account_pb2.GetAccountBalanceResponse(balance=balance_message(found.row), position=position)
 
@@ -107,7 +116,7 @@ class Queries:
     ) -> payment_pb2.GetPaymentResponse:
         """Raises PaymentNotFound."""
         _require_well_formed(request, "payment_id")
-        at = await self._known_at(request, remaining_s)
+        at = await self._as_of.known_at(request, remaining_s)
         found = await self._freshness.seen(
             lambda: self._payments.find(request.payment_id), max(request.min_position, at or 0), remaining_s
         )
@@ -140,19 +149,6 @@ class Queries:
 
     # --- as of an earlier moment -------------------------------------------------------------------------------------
 
-    async def _known_at(self, request: Any, remaining_s: float | None) -> int | None:
-        """The position that a request's `known_at` stands for; None if it asks for now."""
-        asked = request.WhichOneof("known_at")
-        if asked is None:
-            return None
-        if asked == "recorded_at":
-            known_at = moment(request.recorded_at, "recorded_at")
-            return (await within(remaining_s, self._as_of.last_until(known_at))).position
-        if request.at_position < 1:
-            raise InvalidCommand(FieldViolation("at_position", "must be 1 or more"))
-        position: int = request.at_position
-        return position
-
     def _balance(
         self, request: account_pb2.GetAccountBalanceRequest, at: int | None
     ) -> Callable[[], Awaitable[Found[Any]]]:
@@ -172,9 +168,7 @@ class Queries:
         position, failure, *columns = row
         if columns[0] is None:
             return Found(position, failure, None)
-        balance = KnownBalance._make(columns)
-        # Sums are numeric in Postgres: they may be beyond any one balance.
-        return Found(position, failure, balance._replace(posted=int(balance.posted), available=int(balance.available)))
+        return Found(position, failure, known_balance(columns))
 
 
 def _require_well_formed(request: Any, id_field: str) -> None:

@@ -87,7 +87,7 @@ class ReadEventsRequest(_message.Message):
     """The first position to read. 0 means 1. One above the head is allowed, more is OUT_OF_RANGE."""
     to_position: _builtins.int
     """The last position to read. 0 means the head at the time of the call. Above the head is OUT_OF_RANGE.
-    Must be 0 with `follow`.
+    Must be 0 with `follow`, and otherwise not before `from_position`, save by one, for a range that is empty.
     """
     follow: _builtins.bool
     """True: goes on with new events as they are recorded, until the call is cancelled or its deadline is over."""
@@ -398,7 +398,10 @@ class GetTrialBalanceRequest(_message.Message):
     ledger: _builtins.str
     """Empty means `main`."""
     at_position: _builtins.int
-    """The events up to this position, and that one. At least 1; above the head is OUT_OF_RANGE."""
+    """The events up to this position, and that one. At least 1; above the head is OUT_OF_RANGE.
+    Between the events of one command a debit has no credit yet: there it means the end of the command before, which
+    the answer's `position` tells.
+    """
     currency_code: _builtins.str
     """Only this currency. ISO 4217. Empty means all."""
     min_position: _builtins.int
@@ -411,7 +414,11 @@ class GetTrialBalanceRequest(_message.Message):
 
     @_builtins.property
     def effective_at(self) -> _timestamp_pb2.Timestamp:
-        """Counts into `posted` and `reserved` only what took effect up to this time, inclusive. Unset means everything."""
+        """Counts into `posted` only what took effect up to this time, inclusive. Unset means everything.
+        May be sent together with known_at. As in GetAccountBalance, `reserved`, `credit_limit` and `version` take no part:
+        they are as known, and `available` follows from them and from this `posted`. An account whose `posted` or
+        `available` by effective time doesn't fit into an int64 ends the stream with OUT_OF_RANGE, after the totals.
+        """
 
     def __init__(
         self,
@@ -495,7 +502,7 @@ class TrialBalanceTotal(_message.Message):
     credits: _builtins.str
     """The sum of all positive posted balances. Equal to `debits`, or something is very wrong."""
     reserved: _builtins.str
-    """The sum of all that is reserved. With `effective_at` it may be negative ("-1250")."""
+    """The sum of all that is reserved."""
     def __init__(
         self,
         *,

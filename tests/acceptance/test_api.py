@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -56,7 +56,14 @@ from ledger.v1.account_pb2 import (
     SetCreditLimitRequest,
     UnfreezeAccountRequest,
 )
-from ledger.v1.audit_pb2 import GetConsistencyProofRequest, GetInclusionProofRequest, GetTreeHeadRequest
+from ledger.v1.audit_pb2 import (
+    GetConsistencyProofRequest,
+    GetInclusionProofRequest,
+    GetTreeHeadRequest,
+    GetTrialBalanceRequest,
+    GetTrialBalanceResponse,
+    ReadEventsRequest,
+)
 from ledger.v1.batch_pb2 import BATCH_MODE_ATOMIC, BATCH_MODE_INDEPENDENT, BatchCommand, ExecuteBatchRequest
 from ledger.v1.ledger_pb2 import (
     DECLINE_REASON_ACCOUNT_CLOSED,
@@ -107,11 +114,7 @@ RPCS: Final[dict[str, MethodDescriptor]] = {
 }
 """The rpc of each request."""
 
-NOT_YET: Final = {
-    "ReadEvents",
-    "GetTrialBalance",
-}
-WORKING: Final = sorted({method.name for method in RPCS.values()} - NOT_YET)
+ALL: Final = sorted({method.name for method in RPCS.values()})
 
 COMMAND_NAMES: Final = {field.message_type.full_name: field.name for field in BatchCommand.DESCRIPTOR.fields}
 """How a batch calls the request of each write rpc."""
@@ -274,6 +277,10 @@ class Client:
         """The call, as a future."""
         return self._rpc(request).future(self.prepared(request), timeout=timeout, metadata=metadata)
 
+    def stream(self, request: Message, timeout: float = ANSWERED_WITHIN_S, metadata: Any = ()) -> Any:
+        """The call of an rpc that streams: its responses, one after the other."""
+        return self._rpc(request)(self.prepared(request), timeout=timeout, metadata=metadata)
+
     def do(self, *requests: Message) -> list[Any]:
         """Run commands of which none may be refused or declined, in one batch; return their responses."""
         responses = []
@@ -287,9 +294,13 @@ class Client:
 
     def refuses(self, request: Message) -> Refused:
         """How the request is refused."""
+        send = self._first_of if RPCS[request.DESCRIPTOR.full_name].server_streaming else self
         with pytest.raises(grpc.RpcError) as raised:
-            self(request)
+            send(request)
         return refused_by(raised.value)
+
+    def _first_of(self, request: Message) -> Any:
+        return next(self.stream(request))
 
     def prepared(self, request: Any) -> Any:
         """The request with this test's tag, to this test's ledger."""
@@ -320,7 +331,8 @@ class Client:
     def _rpc(self, request: Message) -> Any:
         method = RPCS[request.DESCRIPTOR.full_name]
         if method.full_name not in self._calls:
-            self._calls[method.full_name] = self.channel.unary_unary(
+            call = self.channel.unary_stream if method.server_streaming else self.channel.unary_unary
+            self._calls[method.full_name] = call(
                 path(method), type(request).SerializeToString, GetMessageClass(method.output_type).FromString
             )
         return self._calls[method.full_name]
@@ -330,6 +342,8 @@ class Client:
             if isinstance(value, str):
                 if "~" in value:
                     setattr(message, field.name, self.name(value))
+            elif field.type == field.TYPE_STRING and not isinstance(value, str):
+                value[:] = map(self.name, value)
             elif field.message_type and not field.message_type.GetOptions().map_entry:
                 for each in [value] if isinstance(value, Message) else value:
                     self._fill_in(each)
@@ -866,6 +880,37 @@ READS_REFUSED: Final[dict[StatusCode, list[Case]]] = {
             {},
             ["first_tree_size"],
         ),
+        Case(
+            "INVALID_REQUEST",
+            ReadEventsRequest(from_position=-1, min_position=-1),
+            {},
+            ["from_position", "min_position"],
+        ),
+        Case("INVALID_REQUEST", ReadEventsRequest(follow=True, to_position=1), {}, ["to_position"]),
+        Case("INVALID_REQUEST", ReadEventsRequest(from_position=9, to_position=7), {}, ["to_position"]),
+        Case("INVALID_REQUEST", ReadEventsRequest(streams=["account/alice~", "alice~"]), {}, ["streams[1]"]),
+        Case("INVALID_REQUEST", ReadEventsRequest(streams=["account/alice~"] * 101), {}, ["streams"]),
+        Case("INVALID_REQUEST", ReadEventsRequest(topics=["FundsStolen"]), {}, ["topics[0]"]),
+        Case("INVALID_REQUEST", ReadEventsRequest(topics=["FundsDebited"] * 101), {}, ["topics"]),
+        Case(
+            "INVALID_REQUEST",
+            ReadEventsRequest(follow=True, heartbeat_interval=Duration(seconds=61)),
+            {},
+            ["heartbeat_interval"],
+        ),
+        Case(
+            "INVALID_REQUEST",
+            GetTrialBalanceRequest(at_position=0, min_position=-1),
+            {},
+            ["min_position", "at_position"],
+        ),
+        Case(
+            "INVALID_REQUEST",
+            GetTrialBalanceRequest(currency_code="eur", effective_at=Timestamp(nanos=-1)),
+            {},
+            ["currency_code", "effective_at"],
+        ),
+        Case("INVALID_REQUEST", GetTrialBalanceRequest(recorded_at=Timestamp(seconds=2**62)), {}, ["recorded_at"]),
     ],
     StatusCode.NOT_FOUND: [
         Case("LEDGER_NOT_FOUND", GetAccountRequest(ledger="none", account_id="alice~"), {"ledger": "none"}),
@@ -908,6 +953,12 @@ READS_REFUSED: Final[dict[StatusCode, list[Case]]] = {
             ListPaymentsRequest(min_position=2**62),
             ListTransfersRequest(min_position=2**62),
             ListEntriesRequest(account_id="alice~", min_position=2**62),
+            ReadEventsRequest(min_position=2**62),
+            ReadEventsRequest(to_position=2**62),
+            ReadEventsRequest(from_position=2**62 + 1),
+            ReadEventsRequest(from_position=2**62 + 1, follow=True),
+            GetTrialBalanceRequest(min_position=2**62),
+            GetTrialBalanceRequest(at_position=2**62),
         )
     ],
 }
@@ -961,7 +1012,7 @@ def test_a_refusal_is_the_same_when_validated_and_in_a_batch(
     assert not recorded_since(log, head)
 
 
-@pytest.mark.parametrize("name", WORKING)
+@pytest.mark.parametrize("name", ALL)
 def test_an_unknown_ledger_is_not_found(name: str, world: Client) -> None:
     """Whatever is asked of it, and however odd its name is."""
     (method,) = [each for each in RPCS.values() if each.name == name]
@@ -1030,7 +1081,7 @@ ELSEWHERE: Final = {
     "DATABASE_UNAVAILABLE": "test_health.py: test_without_a_database_commands_and_reads_are_unavailable_at_once",
     "READS_UNAVAILABLE": "test_health.py: test_without_a_database_commands_and_reads_are_unavailable_at_once",
     "READ_MODEL_STOPPED": "test_health.py: test_a_stopped_follower_stops_reads_and_not_writes",
-    "SHUTTING_DOWN": "a server that drains takes no new calls, so it is rare; test_cli.py tolerates it",
+    "SHUTTING_DOWN": "test_cli.py: test_a_signal_ends_a_server_whose_log_is_followed",
     "DEADLINE_PASSED": "the client's own deadline is over first: test_a_call_that_waits_past_its_deadline_is_not_done",
     "NOT_RECORDED": "takes a fault in the database: tests/integration/test_committer.py",
     "OUTCOME_UNKNOWN": "takes a fault in the database: tests/integration/test_committer.py",
@@ -1039,7 +1090,6 @@ ELSEWHERE: Final = {
     "TREE_HEAD_NOT_FOUND": "test_the_tree_answers_what_it_can_not_prove",
     "TREE_SIZE_AHEAD_OF_HEAD": "test_the_tree_answers_what_it_can_not_prove",
     "TREE_BEHIND": "test_a_tree_that_nobody_signs_is_behind",
-    "NOT_IMPLEMENTED": "test_an_rpc_that_does_not_work_yet_says_so",
 }
 
 
@@ -1596,21 +1646,7 @@ def test_legs_may_be_of_several_currencies(people: Client) -> None:
     assert people.balance("alice-usd~").posted == 11_00
 
 
-# --- what doesn't work yet -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", sorted(NOT_YET))
-def test_an_rpc_that_does_not_work_yet_says_so(name: str, world: Client) -> None:
-    """UNIMPLEMENTED with our reason, streams too."""
-    (method,) = [each for each in RPCS.values() if each.name == name]
-    request = GetMessageClass(method.input_type)
-    decode = GetMessageClass(method.output_type).FromString
-    open_call = world.channel.unary_stream if method.server_streaming else world.channel.unary_unary
-    call = open_call(path(method), request.SerializeToString, decode)
-
-    with pytest.raises(grpc.RpcError) as raised:
-        next(iter(call(request(), timeout=ANSWERED_WITHIN_S)))
-    assert refused_by(raised.value)[:2] == (StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+# --- what there is not ---------------------------------------------------------------------------------------------
 
 
 def test_a_service_that_does_not_exist_is_unimplemented(world: Client) -> None:
@@ -2180,6 +2216,79 @@ def test_a_sum_by_effective_time_that_no_int64_holds_is_refused_decently(client:
     assert client.balance("rich~", effective_at=at(2022)).posted == 0
 
 
+# --- the log, and what it adds up to ---------------------------------------------------------------------------------
+
+
+def test_the_log_is_read_as_it_is(people: Client, log: psycopg.Connection[Any]) -> None:
+    """Every event of some streams, byte by byte, with filters joined by "and"; the last response says how far it is."""
+    people.do(authorize("p~", 10_00), capture("p~", amount=eur(4_00)))
+    streams = ["payment/p~", "account/shop~", "account/nobody~"]
+
+    def read(**filters: Any) -> list[tuple[Any, ...]]:
+        responses = list(people.stream(ReadEventsRequest(streams=streams, to_position=people.position, **filters)))
+        assert responses[-1].position == people.position <= responses[-1].head
+        return [
+            (each.position, each.stream, each.version, each.topic, each.recorded_at.ToDatetime(UTC), each.state)
+            for response in responses
+            for each in response.events
+        ]
+
+    query = "SELECT position, stream, version, topic, recorded_at, state FROM events WHERE stream = ANY (%s) ORDER BY 1"
+    stored = log.execute(query, [list(map(people.name, streams))]).fetchall()
+    assert [topic for _, _, _, topic, *_ in stored] == [
+        "AccountOpened",
+        "PaymentAuthorized",
+        "PaymentCaptured",
+        "FundsCredited",
+    ]
+    assert read() == stored
+    assert read(topics=["PaymentCaptured", "AccountClosed"]) == stored[2:3]
+    assert read(from_position=stored[2][0]) == stored[2:]
+
+
+def test_a_follower_sees_what_is_written_from_then_on(people: Client) -> None:
+    """The first response comes at once, then each command as it is recorded, with the head."""
+    call = people.stream(ReadEventsRequest(follow=True, from_position=people.position + 1, streams=["account/alice~"]))
+    first = next(call)
+    for number in range(20):
+        position = people(authorize(f"p{number}~", 1)).position
+        events: list[Any] = []
+        while not events:
+            response = next(call)
+            events, head = list(response.events), response.head
+        assert [(each.position, each.topic) for each in events] == [(position, "FundsReserved")]
+        assert first.head < position <= head
+    call.cancel()
+
+
+def test_a_trial_balance_is_what_the_accounts_say(people: Client) -> None:
+    """Totals first, debits equal to credits, then every account; the past can be asked for again."""
+    people.do(authorize("p~", 10_00), capture("p~", amount=eur(4_00), keep_remainder=True))
+    position = people.position
+    people.do(opening("late~"), transfer("t~", leg("bank~", "shop~", 1_00)))
+
+    first, *others = people.stream(GetTrialBalanceRequest(at_position=position))
+
+    assert (first.position, len(first.accounts)) == (position, 0)
+    assert first.head >= people.position
+    accounts = [each for response in others for each in response.accounts]
+    assert [each.account_id for each in accounts] == sorted(each.account_id for each in accounts)
+    for total in first.totals:
+        those = [each for each in accounts if each.currency_code == total.currency_code]
+        assert total.accounts == len(those)
+        assert total.debits == total.credits == str(sum(max(0, each.posted) for each in those))
+        assert total.reserved == str(sum(each.reserved for each in those))
+    mine = {each.account_id: each for each in accounts if each.account_id.endswith(f":{people.tag}")}
+    for name in ("bank~", "alice~", "shop~"):
+        assert mine.pop(people.name(name)) == people.balance(name, at_position=position)
+    assert not mine
+    euros = list(people.stream(GetTrialBalanceRequest(currency_code="EUR", min_position=people.position)))
+    assert [each.currency_code for each in euros[0].totals] == ["EUR"]
+    assert people.name("late~") in {each.account_id for response in euros for each in response.accounts}
+    again: GetTrialBalanceResponse = next(people.stream(GetTrialBalanceRequest(at_position=position)))
+    assert again.totals == first.totals
+
+
 # --- correlation, deadlines, sizes -----------------------------------------------------------------------------------
 
 
@@ -2237,6 +2346,22 @@ def test_an_error_comes_with_the_correlation_id_too(world: Client) -> None:
         call = world.start(request, metadata=metadata)
         assert call.code() is not StatusCode.OK
         assert trailing(call).get("x-correlation-id") == "order-8", brief(request)
+
+
+def test_a_stream_comes_with_the_correlation_id_too(world: Client) -> None:
+    """Whether it ends well or not."""
+    metadata = [("x-correlation-id", "audit-9")]
+    for request, code in (
+        (ReadEventsRequest(to_position=1), StatusCode.OK),
+        (ReadEventsRequest(from_position=-1), StatusCode.INVALID_ARGUMENT),
+        (GetTrialBalanceRequest(at_position=1), StatusCode.OK),
+        (GetTrialBalanceRequest(ledger="none"), StatusCode.NOT_FOUND),
+    ):
+        call = world.stream(request, metadata=metadata)
+        with suppress(grpc.RpcError):
+            assert list(call)
+        assert call.code() is code
+        assert trailing(call).get("x-correlation-id") == "audit-9", brief(request)
 
 
 def test_all_commands_of_a_batch_have_its_correlation_id(people: Client, log: psycopg.Connection[Any]) -> None:

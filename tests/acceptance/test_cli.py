@@ -30,6 +30,7 @@ from ledger import embedded, reader_roles
 from ledger.embedded import running_dsn
 from ledger.settings import Settings
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
+from ledger.v1.audit_pb2 import ReadEventsRequest
 from ledger.v1.payment_pb2 import PAYMENT_STATE_AUTHORIZED
 
 LEDGER: Final = Path(sys.executable).with_name("ledger")
@@ -450,6 +451,29 @@ def test_a_signal_ends_a_server_whose_calls_can_not_end(data: Path, launch: Laun
             assert run.stop() == 0
         assert stuck.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
         watching.cancel()
+
+
+def test_a_signal_ends_a_server_whose_log_is_followed(data: Path, launch: Launch) -> None:
+    """Who follows is told to try another; one who doesn't read what he is sent is left; it ends in time, and with 0."""
+    run = serve(launch, data)
+    with client_of(run) as client:
+        fund(client)
+        note = {"metadata": {"note": "x" * 8_000}}
+        for part in range(8):
+            client.do(*(opening(f"a{part}-{each}~", **note) for each in range(300)))
+        followers = [client.stream(ReadEventsRequest(follow=True, from_position=client.position + 1)) for _ in range(5)]
+        for each in followers:
+            assert next(each).position == client.position
+        idle = client.stream(ReadEventsRequest())
+        assert next(idle).events
+        run.process.send_signal(signal.SIGTERM)
+        for each in followers:
+            with pytest.raises(grpc.RpcError) as raised:
+                list(each)
+            assert refused_by(raised.value)[:2] == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        assert run.end(STOPS_WITHIN_S) == 0
+        assert "call_failed" not in run.err
+    assert not processes_on(data)
 
 
 def test_a_server_that_stops_does_not_take_new_calls(data: Path, launch: Launch) -> None:

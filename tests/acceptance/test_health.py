@@ -26,6 +26,7 @@ from test_api import RPCS, Client, Refused, authorize, batch, check_log, leg, op
 from ledger.cli import prepare
 from ledger.embedded import EmbeddedPostgres, running_dsn
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
+from ledger.v1.audit_pb2 import ReadEventsRequest
 from ledger.v1.payment_pb2 import PAYMENT_STATE_AUTHORIZED, GetPaymentRequest
 
 SERVING: Final = HealthCheckResponse.SERVING
@@ -177,6 +178,35 @@ def test_without_a_database_commands_and_reads_are_unavailable_at_once(
     assert client(authorize("before~")).position == paid.position
     assert not client(authorize("during~")).replayed
     assert client.balance("alice~").reserved == 20_00
+
+
+def test_who_follows_the_log_is_told_that_the_database_is_away_and_can_go_on(
+    client: Client, postgres: EmbeddedPostgres, data: Path
+) -> None:
+    """With a status that may be repeated; and from the next position on nothing is missing and nothing comes twice."""
+    start = client.position + 1
+    asked = {"from_position": start, "streams": [f"account/a{number}~" for number in range(20)]}
+    call = client.stream(ReadEventsRequest(follow=True, **asked))
+    client.do(*(opening(f"a{number}~") for number in range(10)))
+    seen: list[Any] = []
+    while len(seen) < 10:
+        response = next(call)
+        seen += response.events
+
+    os.kill(postmaster_of(data), signal.SIGKILL)
+    with pytest.raises(grpc.RpcError) as raised:
+        list(call)
+    assert refused_by(raised.value) == Refused(StatusCode.UNAVAILABLE, "READS_UNAVAILABLE", {})
+    postgres.start()
+    eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
+
+    asked["from_position"] = response.position + 1
+    call = client.stream(ReadEventsRequest(follow=True, **asked))
+    client.do(*(opening(f"a{number}~") for number in range(10, 20)))
+    while len(seen) < 20:
+        seen += next(call).events
+    call.cancel()
+    assert [each.stream for each in seen] == [client.name(f"account/a{number}~") for number in range(20)]
 
 
 class Payer(Thread):
