@@ -50,7 +50,7 @@ async def sweep(committer: Committer, candidates: Candidates, now: datetime) -> 
         return 0
     waiter: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
     commands = [ExpireAuthorization(payment_id=each) for each in payment_ids]
-    committer.submit(Ticket(commands, waiter, "sweeper", actor="sweeper"))
+    committer.submit(Ticket(commands, waiter, "sweeper", actor="sweeper", after_clients=True))
     results = await waiter
     swept = sum(1 for each in results if isinstance(each, Outcome) and not each.replayed)
     if swept:

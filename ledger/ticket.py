@@ -20,6 +20,9 @@ Result: TypeAlias = Outcome | Refusal
 EVENTS_PER_APPEND: Final = 2_000
 """About how many events go into one append: a bigger batch is cut here, and others go between."""
 
+_KEPT_AFTER_CLIENTS: Final = EVENTS_PER_APPEND // 4
+"""As much is appended for the ledger itself however much clients want: they must not put it off for ever."""
+
 _LINGER_S: Final = 0.002
 _LINGER_BELOW: Final = 64
 
@@ -55,6 +58,8 @@ class Ticket:
     mode: Mode = Mode.INDEPENDENT
     validate_only: bool = False
     deadline: float | None = None
+    after_clients: bool = False
+    """The ledger's own commands: they let all that clients wait for go before them, and take no client's place."""
     results: list[Result] = field(default_factory=list)
 
     @property
@@ -74,23 +79,33 @@ class Chunk:
 
 
 class Queue:
-    """The tickets that wait. Bounded in commands; single commands go before batches, batches take turns."""
+    """The tickets that wait. Single commands go before batches, batches take turns, the ledger's own go last.
+
+    Bounded in commands of clients: the ledger's own are few, and neither refused nor a reason to refuse a client.
+    """
 
     def __init__(self, most_commands: int) -> None:
         self._most = most_commands
         self._waiting = 0
+        self._waiting_after = 0
         self._singles: deque[Ticket] = deque()
         self._batches: deque[Ticket] = deque()
+        self._after_clients: deque[Ticket] = deque()
         self._changed = Condition()
         self._busy = False
 
     def __len__(self) -> int:
         """How many commands wait."""
-        return self._waiting
+        return self._waiting + self._waiting_after
 
     def put(self, ticket: Ticket) -> None:
         """Queue a ticket; raise QueueFull if there is no room for all its commands."""
         with self._changed:
+            if ticket.after_clients:
+                self._waiting_after += len(ticket.commands)
+                self._after_clients.append(ticket)
+                self._changed.notify()
+                return
             if self._waiting + len(ticket.commands) > self._most:
                 raise QueueFull(waiting=self._waiting)
             self._waiting += len(ticket.commands)
@@ -109,7 +124,7 @@ class Queue:
         for: an append costs nearly the same for one as for many.
         """
         with self._changed:
-            if not self._waiting:
+            if not len(self):
                 self._changed.wait(timeout_s)
             if self._busy and self._waiting < _LINGER_BELOW and not self._batches:
                 self._changed.wait_for(lambda: self._waiting >= _LINGER_BELOW, _LINGER_S)
@@ -120,10 +135,10 @@ class Queue:
     def clear(self) -> list[Ticket]:
         """Take out all tickets."""
         with self._changed:
-            tickets = [*self._singles, *self._batches]
-            self._singles.clear()
-            self._batches.clear()
-            self._waiting = 0
+            tickets = [*self._singles, *self._batches, *self._after_clients]
+            for lane in (self._singles, self._batches, self._after_clients):
+                lane.clear()
+            self._waiting = self._waiting_after = 0
             return tickets
 
     def _chunks(self) -> Iterator[Chunk]:
@@ -132,20 +147,28 @@ class Queue:
         while self._singles and room > keep_for_batches:
             ticket = self._singles.popleft()
             room -= _events_of(ticket.commands[0])
-            yield self._chunk(ticket, ticket.commands)
+            self._waiting -= 1
+            yield Chunk(ticket, ticket.commands)
         for _ in range(len(self._batches)):
             if room <= 0:
-                return
-            ticket = self._batches.popleft()
-            commands = _worth(ticket, room)
-            room -= sum(map(_events_of, commands))
-            if len(ticket.results) + len(commands) < len(ticket.commands):
-                self._batches.append(ticket)
-            yield self._chunk(ticket, commands)
+                break
+            chunk = _next_of(self._batches, room)
+            room -= sum(map(_events_of, chunk.commands))
+            self._waiting -= len(chunk.commands)
+            yield chunk
+        if self._after_clients:
+            chunk = _next_of(self._after_clients, max(room, _KEPT_AFTER_CLIENTS))
+            self._waiting_after -= len(chunk.commands)
+            yield chunk
 
-    def _chunk(self, ticket: Ticket, commands: Sequence[Command]) -> Chunk:
-        self._waiting -= len(commands)
-        return Chunk(ticket, commands)
+
+def _next_of(tickets: deque[Ticket], room: int) -> Chunk:
+    """As many commands of the first ticket as there is room for; if it has more, it is the last ticket from then on."""
+    ticket = tickets.popleft()
+    commands = _worth(ticket, room)
+    if len(ticket.results) + len(commands) < len(ticket.commands):
+        tickets.append(ticket)
+    return Chunk(ticket, commands)
 
 
 def _worth(ticket: Ticket, room: int) -> Sequence[Command]:

@@ -24,6 +24,7 @@ from domain import (
     authorize,
     capture,
     close,
+    expire,
     freeze,
     increment,
     leg,
@@ -650,6 +651,77 @@ def test_singles_do_not_starve_a_batch(dsn: str, ledger: str, serve: Serve) -> N
     assert not any(isinstance(each, Refusal) for each in batch.result())
     assert not any(isinstance(each.result()[0], Refusal) for each in singles)
     check_log(dsn, ledger)
+
+
+# --- the ledger's own commands ---------------------------------------------------------------------------------------
+
+
+def let_expire(desk: Any, many: int) -> list[Command]:
+    """Authorizations of 1 by alice whose time is over; the commands that record it."""
+    desk.do(*(authorize(1, payment_id=f"p{number}", hold_for=timedelta(microseconds=1)) for number in range(many)))
+    return [expire(f"p{number}") for number in range(many)]
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_an_expiry_goes_after_the_commands_of_clients(
+    dsn: str, ledger: str, serve: Serve, hold_turn: Serve, many: int
+) -> None:
+    """However many there are, and though they came first: a client's commands that wait are decided before them."""
+    desk = serve()
+    desk.do(*WORLD)
+    expiries = let_expire(desk, many)
+    turn = hold_turn()
+    first = desk.submit(open_account("x"))
+    eventually(lambda: turn.waiting)
+    swept = desk.submit(*expiries, after_clients=True)
+    batch = desk.submit(*(open_account(f"a{number}") for number in range(EVENTS_PER_APPEND)))
+    single = desk.submit(open_account("y"))
+    turn.release()
+    wait([first, swept, batch, single], FOREVER_S)
+    (of_single,) = single.result()
+    before, after = batch.result()[0], batch.result()[-1]
+    assert of_single.position < before.position < swept.result()[0].position
+    assert swept.result()[-1].position < after.position, "they waited for all of a large batch"
+    log = check_log(dsn, ledger)
+    assert sum(row.topic == "AuthorizationExpired" for row in log) == many
+
+
+def test_clients_do_not_starve_expiries(dsn: str, ledger: str, serve: Serve) -> None:
+    """However much clients want without a pause, what has expired is recorded beside it."""
+    desk = serve()
+    desk.do(*WORLD)
+    swept = desk.submit(*let_expire(desk, 100), after_clients=True)
+    numbers = count()
+    singles: list[Future[Any]] = []
+    while not swept.done():
+        # Always more than go into one append.
+        singles += [desk.submit(open_account(f"b{next(numbers)}")) for _ in range(EVENTS_PER_APPEND)]
+        eventually(lambda: swept.done() or desk.committer.waiting < 2 * EVENTS_PER_APPEND)
+    wait(singles, FOREVER_S)
+    assert {str(each.thing.state) for each in swept.result()} == {"EXPIRED"}
+    check_log(dsn, ledger)
+
+
+def test_a_queue_that_is_full_for_clients_takes_expiries(dsn: str, ledger: str, serve: Serve, hold_turn: Serve) -> None:
+    """They are not refused, even if they are more than the queue would take; and no client is refused for them."""
+    desk = serve(queue_most=2)
+    desk.do(*WORLD[:2])
+    desk.do(*WORLD[2:])
+    for number in range(3):
+        desk.do(authorize(1, payment_id=f"p{number}", hold_for=timedelta(microseconds=1)))
+    turn = hold_turn()
+    first = desk.submit(open_account("first"))
+    eventually(lambda: turn.waiting)
+    swept = desk.submit(*(expire(f"p{number}") for number in range(3)), after_clients=True)
+    waiting = [desk.submit(open_account(each)) for each in "ab"]
+    with pytest.raises(QueueFull, match="2"):
+        desk.submit(open_account("c"))
+    assert desk.committer.waiting == 5
+    turn.release()
+    for done in [first, swept, *waiting]:
+        assert all(isinstance(each, Outcome) for each in done.result(FOREVER_S))
+    assert desk.committer.waiting == 0
+    assert state_of(check_log(dsn, ledger), "alice")["reserved"] == 0
 
 
 # --- validate_only ---------------------------------------------------------------------------------------------------
