@@ -2,6 +2,12 @@
 SELECT pid FROM pg_stat_activity
 WHERE application_name = %(name)s AND datname = current_database() AND pid <> pg_backend_pid()
 
+-- indexes: those of the first schema that no constraint needs: what removes them, and what makes them again
+SELECT format('DROP INDEX %%s', i.indexrelid::regclass), pg_get_indexdef(i.indexrelid)
+FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+WHERE c.relnamespace = current_schema()::regnamespace
+  AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)
+
 -- snapshot: see all at one moment, and write nothing
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY
 

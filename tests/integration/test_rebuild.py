@@ -43,6 +43,12 @@ def schemas_of_rebuilds(dsn: str) -> list[Any]:
         return connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'rebuil%'").fetchall()
 
 
+def indexes_of(dsn: str, ledger: str) -> list[Any]:
+    query = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema() ORDER BY indexname"
+    with connect(dsn, ledger, "test") as connection:
+        return connection.execute(query).fetchall()
+
+
 @pytest.fixture
 def living(history: History, follower: Follower) -> History:
     """A ledger with a past, and read models that know it."""
@@ -55,10 +61,11 @@ def living(history: History, follower: Follower) -> History:
 def test_what_is_rebuilt_is_what_was_there(dsn: str, ledger: str, living: History, monkeypatch: Any) -> None:
     """Every row is compared and none differs, whatever the batches are; nothing is left behind."""
     monkeypatch.setattr(rebuild, "BATCH_EVENTS", 97)
-    before = tables(dsn, ledger)
+    before, indexes = tables(dsn, ledger), indexes_of(dsn, ledger)
 
     comparison = rebuilt(dsn, ledger)
 
+    assert indexes_of(dsn, ledger) == indexes
     assert (comparison.position, comparison.different) == (living.head, 0)
     assert comparison.rows > sum(len(table) for table in before[1].values())
     assert tables(dsn, ledger) == before
