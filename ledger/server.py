@@ -26,7 +26,7 @@ from ledger.committer import Committer
 from ledger.migrations import require_migrated
 from ledger.services import SERVICES, Desk, Open, deliver_to, rpc_handlers
 from ledger.settings import Settings, split_address
-from ledger.sweeper import sweep_forever
+from ledger.sweeper import Sweeper
 from projections.follower import Follower
 from projections.queries import Queries
 
@@ -65,8 +65,8 @@ async def _serve(settings: Settings, dsn: str, ready: Callable[[str], None]) -> 
     async with AsyncExitStack() as stack:
         parts = await _start_parts(settings, dsn, stack)
         server, servicer, address = await _start_grpc(settings, parts)
-        sweeping = sweep_forever(parts.committer, parts.queries.expired_payments)
-        for task in (asyncio.create_task(_watch(parts, servicer)), asyncio.create_task(sweeping)):
+        sweeper = Sweeper(parts.committer, parts.queries.expired_payments)
+        for task in (asyncio.create_task(_watch(parts, servicer)), asyncio.create_task(sweeper.run())):
             stack.push_async_callback(_cancel, task)
         if await _until_serving(parts, servicer, stopping):
             ready(address)

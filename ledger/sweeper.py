@@ -18,10 +18,12 @@ from ledger.committer import Committer, utc_now
 from ledger.domain.commands import ExpireAuthorization
 from ledger.domain.decisions import Outcome
 from ledger.domain.errors import Refusal
+from ledger.domain.payment import Payment
 from ledger.ticket import Result, Ticket
 
 SWEEP_EVERY_S: Final = 0.5
 SWEEP_MOST: Final = 500
+SETTLED_MOST: Final = 20 * SWEEP_MOST
 
 log = structlog.get_logger(__name__)
 
@@ -29,30 +31,54 @@ Candidates = Callable[[datetime, int], Awaitable[Sequence[str]]]
 """The ids of payments that have something capturable and whose time was over at a moment; at most so many."""
 
 
-async def sweep_forever(committer: Committer, candidates: Candidates, clock: Callable[[], datetime] = utc_now) -> None:
-    """Sweep until cancelled. When there was more than one append's worth, go on at once."""
-    while True:
-        swept = 0
-        try:
-            swept = await sweep(committer, candidates, clock())
-        except Refusal as outage:
-            log.debug("sweep_put_off", why=str(outage))
-        except Exception:
-            log.exception("sweep_failed")
-        if swept < SWEEP_MOST:
-            await asyncio.sleep(SWEEP_EVERY_S)
+class Sweeper:
+    """Proposes to one committer what a read model shows as expired."""
+
+    def __init__(self, committer: Committer, candidates: Candidates, clock: Callable[[], datetime] = utc_now) -> None:
+        self._committer, self._candidates, self._clock = committer, candidates, clock
+        self._settled: set[str] = set()
+        """What the log was seen to have nothing capturable of, as long as the read model still shows it as due."""
+
+    async def run(self) -> None:
+        """Sweep until cancelled. When there was more than one append's worth, go on at once."""
+        while True:
+            swept = 0
+            try:
+                swept = await self._sweep()
+            except Refusal as outage:
+                log.debug("sweep_put_off", why=str(outage))
+            except Exception:
+                log.exception("sweep_failed")
+            if swept < SWEEP_MOST:
+                await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def _sweep(self) -> int:
+        """Propose what has expired; return how many authorizations were recorded as expired."""
+        due = await self._due()
+        if not due:
+            return 0
+        waiter: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        commands = [ExpireAuthorization(payment_id=each) for each in due]
+        self._committer.submit(Ticket(commands, waiter, "sweeper", actor="sweeper", after_clients=True))
+        results = await waiter
+        self._settled.update(each for each, result in zip(due, results, strict=True) if _is_settled(result))
+        swept = sum(1 for each in results if isinstance(each, Outcome) and not each.replayed)
+        if swept:
+            log.info("authorizations_expired", payments=swept)
+        return swept
+
+    async def _due(self) -> Sequence[str]:
+        """What to propose: an append's worth of what is shown as due and was not settled by an earlier sweep.
+
+        A read model that is too far behind is not gone through to its end: that is for when it has caught up.
+        """
+        shown = await self._candidates(self._clock(), SWEEP_MOST + len(self._settled))
+        self._settled.intersection_update(shown)
+        if len(self._settled) >= SETTLED_MOST:
+            return ()
+        return [each for each in shown if each not in self._settled][:SWEEP_MOST]
 
 
-async def sweep(committer: Committer, candidates: Candidates, now: datetime) -> int:
-    """Propose what has expired; return how many authorizations were recorded as expired."""
-    payment_ids = await candidates(now, SWEEP_MOST)
-    if not payment_ids:
-        return 0
-    waiter: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
-    commands = [ExpireAuthorization(payment_id=each) for each in payment_ids]
-    committer.submit(Ticket(commands, waiter, "sweeper", actor="sweeper", after_clients=True))
-    results = await waiter
-    swept = sum(1 for each in results if isinstance(each, Outcome) and not each.replayed)
-    if swept:
-        log.info("authorizations_expired", payments=swept)
-    return swept
+def _is_settled(result: Result) -> bool:
+    """Whether there is nothing left that could expire, now or ever."""
+    return isinstance(result, Outcome) and isinstance(result.thing, Payment) and not result.thing.amounts.capturable
