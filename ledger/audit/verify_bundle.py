@@ -1,0 +1,1 @@
+../../contrib/verify_bundle.py
