@@ -393,6 +393,11 @@ class Books:
         require(due == done, "the command at {} has to do {}, but did {}", self._command, due, done)
         self._due, self._done = [], []
 
+    def effects_to_come(self) -> int:
+        """How many effects the last command has yet to have: a head can be of a log that ends within a command."""
+        done = len(self._done)
+        return len(self._due) - done if self._done == self._due[:done] else 0
+
     def totals(self) -> Counter[str]:
         """What all accounts of each currency add up to."""
         totals: Counter[str] = Counter()
@@ -515,7 +520,7 @@ class Verification:
         self.first: Event | None = None
         self.last: Event | None = None
         self.watched: Event | None = None
-        self._watched_position, self._kept_head, self._taken_back = watched_position, Head(-1, b""), False
+        self._watched_position, self._kept_head = watched_position, Head(-1, b"")
         self._position = ""
 
     def where(self) -> str:
@@ -570,7 +575,6 @@ class Verification:
         require(event.position == before + 1, "it follows position {}", before)
         in_time = self.last is None or event.recorded_at >= self.last.recorded_at
         require(in_time, "its time is before that of the event before it")
-        require(not self._taken_back, "the last head is of more events than come before this one")
         self.books.add(event)
         self.tree.add(leaf_hash(event))
         self.first, self.last = self.first or event, event
@@ -581,7 +585,7 @@ class Verification:
             require(is_same, "the head that you kept is of another log. Breaks before: {}", self.breaks)
 
     def _read_head(self, text: str) -> None:
-        """A head is of all events before it. One of more was taken back: then a break has to follow, and to say so."""
+        """A head is of just the events before it."""
         note, size = Note.from_text(text), self.tree.size
         head = Head.from_note(note, self.keys[0].name)
         signed = [note.signed_by(key) for key in self.keys]
@@ -589,8 +593,7 @@ class Verification:
         if any(signed[self.key_now + 1 :]):  # The key so far introduces the next one.
             self.key_now += 1
             require(signed[self.key_now], "the key that it introduces is not the next one")
-        self._taken_back = head.size > size
-        is_root = self._taken_back or head == (size, self.tree.root())
+        is_root = head == (size, self.tree.root())
         require(is_root, "the head of {} events is not that of the {} before it: they were changed", head.size, size)
         self.heads, self.head_note = self.heads + 1, text
 
@@ -600,15 +603,15 @@ class Verification:
         before, now = Head.from_lines(*note.lines[1:3]), Head.from_lines(*note.lines[3:5])
         is_here = now == (self.tree.size, self.tree.root())
         require(is_here, "the log does not go on at {} events with the root that the break says", now.size)
-        self._taken_back = False
         self.breaks.append(f"from {before.size:,} to {now.size:,} events, at {note.lines[5]!a}: {note.lines[6]!a}")
 
     def _check_end(self) -> None:
         size, signed = self.tree.size, self.head_note.split("\n")[1:2]
         require(signed == [str(size)], "the log ends at {}, but the last signed head at {}", size, signed)
-        self.books.end_command()
-        totals = self.books.totals()
-        require(not any(totals.values()), "the balances don't sum to zero: {}", totals)
+        if not self.books.effects_to_come():
+            self.books.end_command()
+            totals = self.books.totals()
+            require(not any(totals.values()), "the balances don't sum to zero: {}", totals)
         require(self.key_now == len(self.keys) - 1, "no head introduces the key {}", self.keys[-1].text)
         kept = self._kept_head.size
         require(kept <= size, "the head that you kept is of {} events, which is more than there are", kept)
@@ -640,6 +643,8 @@ def report(seen: Verification) -> Iterator[str]:
     yield "ok  log: positions and versions without gaps, times never backwards"
     yield f"ok  money: debits equal credits in {counts['commands']:,} commands, and all that follows adds up:"
     yield f"    {payments:,} payments, {transfers:,} transfers, {accounts:,} accounts"
+    if missing := seen.books.effects_to_come():
+        yield f"!!  the last command goes on after the last head: {missing} events of it are not here"
     yield f"ok  heads: {seen.heads:,}, each signed by the key of its time, and of this log"
     yield from (f"!!  the log was openly set back {each}" for each in seen.breaks)
     yield from (f"!!  key {old.id.hex()} introduced key {new.id.hex()}" for old, new in pairwise(keys))

@@ -179,14 +179,10 @@ def bundle(
     with BundleWriter(file, [str(key.public) for key in keys], part_least_bytes=4_000) as writer:
         for size in range(len(rows) + 1):
             writer.add_events(rows[max(0, size - 1) : size])
-            for note in heads.get(size, ()):
-                if not note.startswith(f"{ORIGIN}\n{size}\n"):
-                    writer.add_head(note)  # One of more than these events: it was taken back.
             for note in (breaks or {}).get(size, ()):
                 writer.add_break(note)
             for note in heads.get(size, ()):
-                if note.startswith(f"{ORIGIN}\n{size}\n"):
-                    writer.add_head(note)
+                writer.add_head(note)
         writer.end("main")
     return file.getvalue()
 
@@ -500,7 +496,7 @@ LINES: Final[dict[str, tuple[Callable[[list[bytes]], object], str]]] = {
     "lines have changed places": (lambda lines: lines.insert(4, lines.pop(5)), "it follows position 3"),
     "the last event is missing": (
         lambda lines: lines.pop(-2),
-        "the log ends at 41, but the last signed head at ['42']",
+        "the head of 42 events is not that of the 41",
     ),
     "the last head is missing": (lambda lines: lines.pop(), "the log ends at 42, but the last signed head at ['19']"),
     "a head stands too late": (
@@ -645,24 +641,23 @@ def test_a_break_is_named_openly() -> None:
     told = "the log was openly set back from 22 to 19 events, at '2026-01-02T00:00:00Z': 'the disk was lost'"
     breaks = {19: [break_note(LOST, log()[:19])]}
     assert told in verified(bundle(breaks=breaks), trusted=KEY).report
-    heads = heads_of(log(), 2)
-    assert told in verified(bundle(heads=heads | {19: [LOST]}, breaks=breaks), trusted=KEY).report
     kept = wrong(bundle(breaks=breaks), kept=LOST)
     assert "the head that you kept is of another log" in kept
     assert "from 22 to 19 events" in kept
 
 
-def test_what_was_taken_back_needs_a_break() -> None:
-    """Signed, and of the very log that goes on."""
-    heads = heads_of(log(), 2) | {19: [LOST]}
-    assert "position 20: the last head is of more events" in wrong(bundle(heads=heads))
-    for note, words in (
-        (break_note(LOST, log()[:16]), "the log does not go on at 16 events"),
+@pytest.mark.parametrize(
+    ("note", "words"),
+    [
+        (break_note(LOST, log()[:18]), "the log does not go on at 18 events"),
         (break_note(LOST, log(alice=2_000)[:19]), "the log does not go on at 19 events"),
         (break_note(LOST, log()[:19], STRANGER), "it is not signed by"),
         (head(log()[:19]), "is no break"),
-    ):
-        assert words in wrong(bundle(heads=heads, breaks={19: [note]}))
+    ],
+)
+def test_a_break_says_where_the_log_goes_on(note: str, words: str) -> None:
+    """At the events that stand before it, and it is signed."""
+    assert words in wrong(bundle(breaks={19: [note]}))
 
 
 # --- the books -------------------------------------------------------------------------------------------------------
@@ -778,10 +773,13 @@ def test_what_does_not_add_up_is_found(topic: str, changes: dict[str, Any], word
     assert found.startswith("part-0")
 
 
-def test_a_command_without_its_end_is_found() -> None:
-    """Also at the end of the log, where nothing follows that would tell."""
-    (*rows, _) = log()
-    assert "manifest.json: the command at" in wrong(bundle(rows), trusted=KEY)
+def test_a_head_within_a_command_is_no_fault() -> None:
+    """Signers don't know commands. What is missing is said, and everything before it is checked."""
+    for size, missing in ((3, 2), (4, 1), (9, 1)):
+        rows = log()[:size]
+        assert f"{missing} events of it are not here" in verified(bundle(rows, heads_of(rows)), trusted=KEY).report
+    rows = (*log()[:3], log()[3].having(amount=999, after__posted=-999))
+    assert "debits less credits" in wrong(bundle(rows, heads_of(rows)))
 
 
 def test_a_payment_that_is_over_has_no_more_changes() -> None:
