@@ -215,6 +215,24 @@ def test_an_older_copy_that_was_written_on_is_not_signed(
     assert heads(db) == []
 
 
+def test_an_older_copy_that_nothing_was_added_to_is_not_taken_for_the_log(
+    dsn: str, ledger: str, history: History, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """It ends at the newest head that it has: nothing is new, and yet something is missing. It is accepted at once."""
+    size = grow(history)
+    sign()
+    db.execute("CREATE TEMPORARY TABLE older_tiles AS SELECT * FROM tree_tiles")
+    grow(history, seed=7)
+    sign()
+    db.execute("DELETE FROM events WHERE position > %s", [size])
+    db.execute("DELETE FROM tree_heads WHERE number > 1; DELETE FROM tree_tiles")
+    db.execute("INSERT INTO tree_tiles SELECT * FROM older_tiles")
+    with pytest.raises(LogChanged, match=f"the log ends at position {size}, but a head of size {history.head}"):
+        sign()
+    accept_restore(dsn, ledger, files, "the disk failed", NOW)
+    sign()
+
+
 def test_a_log_with_a_gap_is_not_signed(
     history: History, sign: Callable[[], Signer], db: psycopg.Connection[Any]
 ) -> None:
