@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 VIEWS: Final = ("accounts_v1", "balances_v1", "payments_v1", "transfers_v1", "entries_v1", "events_v1")
 TABLES: Final = ("balances", "payments", "transfers", "transfer_accounts", "entries", "checkpoints")
-LOG_AND_TREE: Final = ("events", "migrations", "tree_tiles", "tree_heads", "tree_breaks")
+LOG_AND_TREE: Final = ("events", "migrations", "tree_tiles", "tree_heads", "tree_breaks", "tree_keys")
 READABLE: Final = {
     "analyst": VIEWS,
     "auditor": (*VIEWS, *TABLES, *LOG_AND_TREE),

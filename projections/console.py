@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from ledger.bars import Bars
 from ledger.database import reached
 from ledger.exits import EXIT_FAILED, fail
 from ledger.flags import DataDir, Dsn, LedgerName, settings_of
@@ -84,24 +84,3 @@ def rebuild(
         print("nothing was swapped" if check else f"swapped in at position {position:,}")
     if comparison.different:
         raise typer.Exit(EXIT_FAILED)
-
-
-class Bars:
-    """One progress bar on stderr for each thing that is done."""
-
-    def __init__(self) -> None:
-        columns = TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn()
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._progress.stop()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what)
-        self._progress.update(self._tasks[what], completed=done, total=total)

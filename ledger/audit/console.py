@@ -2,20 +2,89 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
+from ledger.bars import Bars
 from ledger.database import reached
-from ledger.exits import EXIT_FAILED, fail
+from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import DataDir, Dsn, LedgerName, settings_of
+from ledger.migrations import require_migrated
 
 app = typer.Typer(help="Verify the history, prove a fact, take it home.", no_args_is_help=True)
+
+PROGRAM: Final = Path(__file__).with_name("verify_bundle.py")
+"""In a checkout a link to contrib/verify_bundle.py, in an installed package the file itself."""
 
 TreeKey = Annotated[
     Path | None, typer.Option("--tree-key", help="The file of the signing key.  \\[tree.key in --data-dir]")
 ]
+
+
+# --- taking the history home -----------------------------------------------------------------------------------------
+
+
+@app.command(name="export")
+def export_command(
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where the bundle goes.")],
+    head: Annotated[
+        int | None, typer.Option("--head", metavar="SIZE", help="Up to the head of this size.  \\[the newest]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    ledger: LedgerName = None,
+) -> None:
+    """Write the whole history up to a signed head into one file, for auditors to take home.
+
+    It takes no more than what `ledger dsn --role auditor` allows, and is read at one moment beside running servers.
+    """
+    from ledger.audit.export import CannotExport, FileInTheWay, HeadNotSigned, LogHasGap, export
+
+    settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
+    with reached(settings) as database, Bars() as bars:
+        require_migrated(database, settings.ledger)
+        try:
+            events = export(database, settings.ledger, to, tree_size=head, force=force, progress=bars.show)
+        except LogHasGap as error:
+            fail(str(error), EXIT_FAILED)
+        except (FileInTheWay, HeadNotSigned) as error:
+            fail(str(error), EXIT_USAGE)
+        except CannotExport as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("stopped; nothing was written", EXIT_FAILED)
+    size = to.stat().st_size / 2**20
+    typer.echo(f"ledger: {events:,} events of ledger {settings.ledger} in {to} ({size:,.1f} MiB)")
+
+
+@app.command(name="check")
+def check(
+    bundle: Annotated[Path, typer.Argument(metavar="FILE", help="A bundle, as `ledger audit export` writes it.")],
+    public_key: Annotated[
+        str | None, typer.Option("--public-key", metavar="TEXT|FILE", help="The ledger's public key, which you trust.")
+    ] = None,
+    head: Annotated[Path | None, typer.Option("--head", metavar="FILE", help="A signed head that you kept.")] = None,
+    save_head: Annotated[
+        Path | None, typer.Option("--save-head", metavar="FILE", help="Keep the last head here, if all is verified.")
+    ] = None,
+    inclusion: Annotated[
+        int | None, typer.Option("--inclusion", metavar="POSITION", help="Show this event, and the proof of it.")
+    ] = None,
+) -> None:
+    """Verify a bundle, without a database: runs contrib/verify_bundle.py, which needs nothing else of the ledger.
+
+    Exits with 0 if all is well, and with 1 if something is wrong.
+    """
+    options = {"--public-key": public_key, "--head": head, "--save-head": save_head, "--inclusion": inclusion}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    # -P: nothing that stands beside it, here or where it is installed, can take the place of what it imports.
+    command = [sys.executable, "-P", str(PROGRAM), *given, "--", str(bundle)]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
 
 
 # --- the signing key -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import psycopg
@@ -19,7 +20,7 @@ from psycopg.errors import UniqueViolation
 
 from ledger.audit.keys import KeyFiles, KeyUnusable
 from ledger.audit.merkle import EMPTY_ROOT, root_at
-from ledger.audit.note import Note, NoteInvalid, TreeHead, sign
+from ledger.audit.note import Note, NoteInvalid, PublicKey, TreeHead, sign
 from ledger.audit.tiles import Edge, Place, edge_of, node_of, places_of
 from ledger.postgres import connect, sql_blocks
 
@@ -152,7 +153,7 @@ class Signer:
             head = TreeHead(self._files.name, self._edge.size, self._edge.root())
             note = sign(head.text, keys)
             self._files.keep_head(note)
-            self._publish(connection, head, note)
+            self._publish(connection, head, note, [key.public for key in keys])
             if len(keys) > 1:
                 self._files.introduced()
                 log.info("tree_key_introduced", ledger=self._ledger, key=str(keys[-1].public))
@@ -188,7 +189,7 @@ class Signer:
         tiles = {**read_tiles(connection, places - mine.keys()), **mine}
         return root_at(size, node_of(tiles.__getitem__))
 
-    def _publish(self, connection: Connection[Any], head: TreeHead, note: str) -> None:
+    def _publish(self, connection: Connection[Any], head: TreeHead, note: str, keys: Sequence[PublicKey]) -> None:
         tiles = self._edge.taken()
         columns = {
             "levels": [level for level, _ in tiles],
@@ -202,6 +203,8 @@ class Signer:
                     SQL.add_head, {"number": number, "tree_size": head.size, "root_hash": head.root, "note": note}
                 )
                 connection.execute(SQL.put_tiles, columns)
+                for key in keys:
+                    connection.execute(SQL.add_key, {"public_key": str(key), "first_head": number})
         except UniqueViolation as error:
             raise SignedMeanwhile from error
         self._number = number

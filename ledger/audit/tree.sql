@@ -34,6 +34,11 @@ ON CONFLICT (level, index) DO UPDATE SET hashes = EXCLUDED.hashes
 -- add_head: the next one
 INSERT INTO tree_heads (number, tree_size, root_hash, note) VALUES (%(number)s, %(tree_size)s, %(root_hash)s, %(note)s)
 
+-- add_key: a public key, if it is new
+INSERT INTO tree_keys (number, public_key, first_head)
+SELECT (SELECT coalesce(max(number), 0) + 1 FROM tree_keys), %(public_key)s, %(first_head)s
+WHERE NOT EXISTS (SELECT FROM tree_keys WHERE public_key = %(public_key)s)
+
 -- last_break: the last one recorded
 SELECT number, note FROM tree_breaks ORDER BY number DESC LIMIT 1
 

@@ -683,6 +683,55 @@ def test_the_read_models_can_be_looked_at_and_made_anew_beside_a_server(running:
     assert shell("projections", "rebuild", "--check", *where).code == 0
 
 
+def test_an_auditor_takes_the_history_home_and_checks_it_there(
+    running: Running, shell: Shell, tag: str, tmp_path: Path
+) -> None:
+    """Beside a running server, with the rights of an auditor; at home there is neither a server nor a database."""
+    opened = shell("account", "open", tag, "CHF", "--server", running.run.address)
+    assert opened.code == 0, opened.err
+    auditor = shell("dsn", "--data-dir", running.data_dir, "--role", "auditor").out.strip()
+    key = shell("audit", "public-key", "--data-dir", running.data_dir).out
+    (tmp_path / "key.pub").write_text(key)
+    with psycopg.connect(running.dsn, autocommit=True) as connection:
+        (position,) = connection.execute("SELECT max(position) FROM ledger_main.events").fetchone() or (0,)
+        signed = "SELECT FROM ledger_main.tree_heads WHERE tree_size >= %s"
+        eventually(lambda: connection.execute(signed, [position]).fetchone() is not None)
+
+    exported = shell("audit", "export", "--dsn", auditor, "--to", "home.bundle", folder=tmp_path)
+    assert (exported.code, exported.err) == (0, "")
+    assert re.fullmatch(r"ledger: [\d,]+ events of ledger main in home.bundle \([\d.]+ MiB\)\n", exported.out)
+
+    check = ["audit", "check", "home.bundle", "--public-key"]
+    first = shell(*check, "key.pub", "--save-head", "kept.head", "--inclusion", position, folder=tmp_path)
+    assert first.code == 0, first.out + first.err
+    assert f"\nPosition {position}: AccountOpened, version 1 of 'account/{tag}'" in first.out
+    assert shell(*check, key.strip(), "--head", "kept.head", folder=tmp_path).code == 0
+    stranger = "ledger/main+f9c9ecf7+AYqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c"
+    assert shell(*check, stranger, folder=tmp_path).code in (1, 2)
+
+    bundle = tmp_path / "home.bundle"
+    bundle.write_bytes(bundle.read_bytes().replace(b"part-000001", b"part-000002"))
+    damaged = shell(*check, "key.pub", folder=tmp_path)
+    assert damaged.code == 1
+    assert damaged.out.startswith("WRONG: keys.txt: after it should come")
+    assert shell("audit", "check", "other.bundle", folder=tmp_path).code == 2
+
+
+def test_an_export_that_can_not_be_says_why(running: Running, shell: Shell, ledger: str, tmp_path: Path) -> None:
+    """A file in the way, a head that was never signed, a ledger that is not there; and what is there stays there."""
+    export = ["audit", "export", "--data-dir", running.data_dir, "--to", "home.bundle"]
+    (tmp_path / "home.bundle").write_text("the last one")
+    in_the_way = shell(*export, folder=tmp_path)
+    assert (in_the_way.code, in_the_way.complaint) == (
+        2,
+        "ledger: home.bundle is there already; --force replaces it",
+    )
+    unsigned = shell(*export, "--force", "--head", 10**12, folder=tmp_path)
+    assert (unsigned.code, unsigned.complaint) == (2, f"ledger: no head was signed of size {10**12}")
+    assert shell(*export, "--force", "--ledger", ledger, folder=tmp_path).code == 3
+    assert (tmp_path / "home.bundle").read_text() == "the last one"
+
+
 def test_a_data_folder_without_a_ledger_has_nothing_to_rebuild(shell: Shell, tmp_path: Path) -> None:
     """One line that says so, and no database is made there."""
     ended = shell("projections", "status", "--data-dir", tmp_path / "none")
