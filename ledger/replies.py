@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -13,6 +14,7 @@ from ledger.domain.events import (
     AuthorizationIncremented,
     PaymentCaptured,
     PaymentDeclined,
+    PaymentEvent,
     PaymentRefunded,
     PaymentVoided,
     TransferDeclined,
@@ -51,13 +53,14 @@ RESPONSE_OF: Final[dict[type[Message], type[Any]]] = {
 def response_to(request: Message, outcome: Outcome) -> Any:
     """The response of the request's rpc."""
     response = RESPONSE_OF[type(request)]()
-    _fill(response, outcome)
+    _fill(response, outcome, {})
     return response
 
 
 def batch_response(request: batch_pb2.ExecuteBatchRequest, results: list[Result]) -> batch_pb2.ExecuteBatchResponse:
     """One result per command, in order."""
     response = batch_pb2.ExecuteBatchResponse()
+    shown: dict[str, payment_pb2.Payment] = {}
     last = 0
     for number, (entry, result) in enumerate(zip(request.commands, results, strict=True)):
         message = response.results.add()
@@ -68,17 +71,21 @@ def batch_response(request: batch_pb2.ExecuteBatchRequest, results: list[Result]
             message.error.CopyFrom(status_of(result))
         else:
             assert name is not None
-            _fill(getattr(message, name), result)
+            _fill(getattr(message, name), result, shown)
             last = max(last, result.position)
     response.position = last
     return response
 
 
-def _fill(response: Any, outcome: Outcome) -> None:
-    """Fill a write response in place: in a batch, a message that is made apart would be copied twice."""
+def _fill(response: Any, outcome: Outcome, shown: dict[str, payment_pb2.Payment]) -> None:
+    """Fill a write response in place: in a batch, a message that is made apart would be copied twice.
+
+    `shown` has the payments of the results before, and takes in this one.
+    """
     thing = outcome.thing
     if isinstance(thing, Payment):
-        fill_payment(response.payment, thing)
+        fill_payment(response.payment, thing, shown.get(thing.id))
+        shown[thing.id] = response.payment
     elif isinstance(thing, Transfer):
         fill_transfer(response.transfer, thing)
     else:
@@ -123,8 +130,16 @@ def balance_message(account: Account) -> account_pb2.AccountBalance:
     )
 
 
-def fill_payment(message: payment_pb2.Payment, payment: Payment) -> None:
+def fill_payment(message: payment_pb2.Payment, payment: Payment, earlier: payment_pb2.Payment | None = None) -> None:
+    """`earlier` is the payment as it was after fewer events: what it lists of them need not be made again.
+
+    Of a payment with a thousand changes, each of a thousand results lists all before it.
+    """
     request, amounts = payment.request, payment.amounts
+    listed = 1
+    if earlier is not None and earlier.version <= payment.version:
+        message.CopyFrom(earlier)
+        listed = earlier.version
     message.payment_id = request.payment_id
     message.payer_account_id = request.payer_account_id
     message.payee_account_id = request.payee_account_id
@@ -148,12 +163,12 @@ def fill_payment(message: payment_pb2.Payment, payment: Payment) -> None:
         message.declined_account_id = request.declined_account_id
     else:
         set_timestamp(message.expires_at, request.expires_at)
-    if len(payment.history) > 1:
-        _add_changes(message, payment)
+    if len(payment.history) > listed:
+        _add_changes(message, payment.history[listed:])
 
 
-def _add_changes(message: payment_pb2.Payment, payment: Payment) -> None:
-    for event in payment.history[1:]:
+def _add_changes(message: payment_pb2.Payment, events: Sequence[PaymentEvent]) -> None:
+    for event in events:
         recorded_at = timestamp(event.timestamp)
         if isinstance(event, PaymentCaptured):
             message.captures.add(

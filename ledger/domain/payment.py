@@ -83,10 +83,17 @@ class Payment(LedgerAggregate):
                 self.changes = {**self.changes, change_id: event}  # type: ignore[dict-item]
 
     def as_after(self, event: PaymentEvent) -> Self:
-        """The payment as it was right after one of its events."""
-        past = self.at(self.history[0])
-        for later in self.history[1 : event.originator_version]:
-            later.mutate(past)
+        """The payment as it was right after one of its events.
+
+        Every change carries the amounts after it, so that those before it are not applied again: of a payment with a
+        thousand changes, as many may be replayed in one batch.
+        """
+        past, version = self.at(self.history[0]), event.originator_version
+        past.history = self.history[:version]
+        past.changes = {name: each for name, each in self.changes.items() if each.originator_version <= version}
+        past.version, past.modified_on = version, event.timestamp
+        if isinstance(event, PaymentChange):
+            past.amounts = event.after
         return past
 
     @property

@@ -1737,6 +1737,30 @@ def test_a_batch_is_done_in_order_and_each_command_sees_those_before(client: Cli
     assert client.balance("alice~").available == 20_00 - 12_00 + 2_00 + 1_00
 
 
+def test_results_of_one_payment_each_show_it_as_it_was_right_after_them(people: Client) -> None:
+    """As single calls would, in whatever order: each lists the changes up to its own, and none of those after it."""
+    requests = [
+        authorize("p~", 9_00),
+        increment("p~", "i", 10_00),
+        capture("p~", "c", amount=eur(4_00), keep_remainder=True),
+        refund("p~", "r", amount=eur(1_00)),
+        capture("p~", "d", amount=eur(2_00), keep_remainder=True),
+        void("p~", reason="sold out"),
+        refund("p~", "s"),
+    ]
+    together = people(batch(*requests, authorize("q~", 1_00)))
+    backwards = people(batch(*reversed(requests)))
+
+    first = [result_of(together, number) for number in range(len(requests))]
+    listed = [(len(each.payment.increments), len(each.payment.captures), len(each.payment.refunds)) for each in first]
+    assert listed == [(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 2, 1), (1, 2, 1), (1, 2, 2)]
+    assert [each.payment.void_reason for each in first] == [""] * 5 + ["sold out"] * 2
+    replays = [copied(each, replayed=True) for each in first]
+    assert [people(each) for each in requests] == replays
+    assert [result_of(backwards, number) for number in range(len(requests))] == replays[::-1]
+    assert people.payment("p~") == first[-1].payment
+
+
 def test_in_an_independent_batch_a_failure_is_its_own_affair(people: Client) -> None:
     """INDEPENDENT is what an unset mode means."""
     for number, mode in enumerate((0, BATCH_MODE_INDEPENDENT)):

@@ -304,6 +304,21 @@ def test_a_replay_of_an_early_step_shows_none_of_the_later_ones() -> None:
         assert (amounts.authorized, amounts.captured, amounts.refunded) == (authorized, captured, refunded)
 
 
+def test_a_payment_as_it_was_is_what_its_events_up_to_then_fold_to() -> None:
+    """All that it is, whichever of its events it is asked for."""
+    ledger = Ledger(alice=1_000, shop=0)
+    for command in (authorize(100), increment("i", 120), capture_and_keep("c", 50), refund("r", 20), void()):
+        ledger.wait(hours=1)
+        ledger.do(command)
+    payment = ledger.payment()
+    folded = payment.at(payment.history[0])
+    for event in payment.history:
+        if event.originator_version > 1:
+            event.mutate(folded)
+        past = payment.as_after(event)
+        assert vars(past) == vars(folded)
+
+
 def test_the_replay_of_opening_shows_the_account_as_it_was_opened() -> None:
     """At zero, open, with its first limit and version 1, though it has money and is frozen by now."""
     ledger = Ledger()
