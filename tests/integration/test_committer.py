@@ -479,6 +479,37 @@ def test_an_id_that_is_not_remembered_is_not_taken_for_new(dsn: str, ledger: str
     assert read_log(dsn, ledger) == before
 
 
+def test_a_strangers_retry_does_not_make_others_be_decided_twice(
+    serve: Serve, desks: tuple[Any, Any], hold_turn: Serve
+) -> None:
+    """A used id that is not remembered is looked up when it comes among others: their append is not lost for it."""
+    _, elsewhere = desks
+    told: list[datetime] = []
+
+    def clock() -> datetime:
+        told.append(utc_now())
+        return told[-1]
+
+    here = serve(clock=clock)
+    here.do(authorize(1, payment_id="q"))  # From now on it remembers alice and the shop.
+    # A decline changes no account, so none is forgotten for it.
+    assert elsewhere.answer(authorize(1_000, payment_id="used")) == "DECLINED INSUFFICIENT_FUNDS"
+    here.do(freeze("bank"))
+    turn = hold_turn()
+    first = here.submit(open_account("x"))
+    eventually(lambda: turn.waiting)
+    looked = len(told)
+    stranger = here.submit(authorize(1_000, payment_id="used"))
+    others = [here.submit(authorize(1, payment_id=each)) for each in "ab"]
+    turn.release()
+    wait([first, stranger, *others], FOREVER_S)
+    (replay,) = stranger.result()
+    assert replay.replayed
+    decided_at = {done.result()[0].recorded_at for done in others}
+    # One look at the clock for each decision, and three when it is checked, which may be due just then.
+    assert decided_at in [{each} for each in told[looked::3][:2]]
+
+
 def test_a_refused_id_is_not_used_up(dsn: str, ledger: str, serve: Serve) -> None:
     """A refusal records nothing: the same id may be sent with other fields, and is then first."""
     desk = serve()
