@@ -31,7 +31,9 @@ from ledger.v1 import account_pb2, audit_pb2, batch_pb2, payment_pb2, transfer_p
 
 CORRELATION_ID: Final = "x-correlation-id"
 _CORRELATION_ID: Final = re.compile(r"[!-~]{1,128}").fullmatch
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*").fullmatch
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+).fullmatch
 
 BATCH_MOST_COMMANDS: Final = 5_000
 ATOMIC_MOST_COMMANDS: Final = 2_000
