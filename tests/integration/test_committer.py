@@ -163,6 +163,27 @@ def test_ids_raced_by_two_committers_are_used_once(
     assert len(list(commands_of(log))) == len(WORLD) + len(commands)
 
 
+@pytest.mark.parametrize("where", ["threads", "processes"])
+def test_of_captures_for_the_same_money_one_wins(
+    dsn: str, ledger: str, serve: Serve, serve_in_process: Serve, where: str
+) -> None:
+    """Two clients capture the same payments under ids of their own, through two committers: each money moves once."""
+    many = 50
+    start = serve if where == "threads" else serve_in_process
+    desks = [start(), start()]
+    desks[0].answers(*WORLD, *(authorize(2, payment_id=f"p{number}") for number in range(many)), mode=Mode.ATOMIC)
+
+    def capture_all(number: int) -> list[str]:
+        ids = [f"p{each}" for each in range(many)]
+        return [desks[number].answer(capture(f"c{number}", payment_id=each)) for each in ids]
+
+    with ThreadPoolExecutor(len(desks)) as threads:
+        told = list(threads.map(capture_all, range(len(desks))))
+    for both in zip(*told, strict=True):
+        assert sorted(both) == ["CAPTURED", "refused PAYMENT_CAPTURED"]
+    assert state_of(check_log(dsn, ledger), "shop")["posted"] == 2 * many
+
+
 # --- decisions from stale memory are made again ----------------------------------------------------------------------
 
 
@@ -266,6 +287,31 @@ ELSEWHERE: Final = {
         [capture("other")],
         void(),
         "refused PAYMENT_CAPTURED",
+    ),
+    "a part of the money was captured": (
+        [capture("other", 6, keep_remainder=True)],
+        capture("c", 5),
+        "refused AMOUNT_EXCEEDS_CAPTURABLE",
+    ),
+    "a part of it was captured, and all that remains is asked for": (
+        [capture("other", 6, keep_remainder=True)],
+        capture("c"),
+        "CAPTURED",
+    ),
+    "a part of what was captured was refunded": (
+        [capture("other"), refund("r", 6)],
+        refund("s", 5),
+        "refused AMOUNT_EXCEEDS_REFUNDABLE",
+    ),
+    "what was captured was spent by the payee": (
+        [capture("other"), transfer("spent", leg("shop", "bank", 6))],
+        refund("s", 5),
+        "refused INSUFFICIENT_FUNDS",
+    ),
+    "the time was over, and that was recorded": (
+        [authorize(1, payment_id="q", hold_for=timedelta(microseconds=1)), expire("q")],
+        capture("c", payment_id="q"),
+        "refused PAYMENT_EXPIRED",
     ),
     "the capture was made": (
         [capture("c")],
