@@ -132,9 +132,9 @@ class Account(LedgerAggregate):
 
     def set_credit_limit(self, limit: int, reason: str, stamp: Stamp) -> None:
         state = self.state
+        self.require_open()
         if state.kind is AccountKind.EXTERNAL:
             raise ExternalHasNoLimit(account_id=self.account_id)
-        self.require_open()
         used = state.reserved - state.posted
         if limit < used:
             raise LimitBelowUse(account_id=self.account_id, used=used)

@@ -45,6 +45,12 @@ class InvalidCommand(Refusal):
         return type(self)(*(FieldViolation(path + each.field, each.description) for each in self.violations))
 
 
+class EffectiveInFuture(InvalidCommand):
+    """The request is malformed: {summary}."""
+
+    code = "EFFECTIVE_AT_IN_FUTURE"
+
+
 class IdAlreadyUsed(Refusal):
     """{id_field} {id!r} is already used by a request whose {field} differs."""
 
@@ -73,12 +79,6 @@ class VersionMismatch(Refusal):
     """Account {account_id!r} is at version {version}, not at {expected_version} as the precondition says."""
 
     code = "VERSION_MISMATCH"
-
-
-class EffectiveInFuture(InvalidCommand):
-    """The request is malformed: {summary}."""
-
-    code = "EFFECTIVE_AT_IN_FUTURE"
 
 
 class PaymentWasDeclined(Refusal):
@@ -135,16 +135,16 @@ class AccountInUse(Refusal):
     code = "ACCOUNT_IN_USE"
 
 
-class LimitBelowUse(Refusal):
-    """Account {account_id!r} already uses {used} of credit: its limit can't be less."""
-
-    code = "LIMIT_BELOW_USE"
-
-
 class ExternalHasNoLimit(Refusal):
     """Account {account_id!r} is EXTERNAL: it has no credit limit."""
 
     code = "EXTERNAL_HAS_NO_LIMIT"
+
+
+class LimitBelowUse(Refusal):
+    """Account {account_id!r} already uses {used} of credit: its limit can't be less."""
+
+    code = "LIMIT_BELOW_USE"
 
 
 class AmountNotGreater(Refusal):
@@ -159,16 +159,16 @@ class AmountExceedsCapturable(Refusal):
     code = "AMOUNT_EXCEEDS_CAPTURABLE"
 
 
-class AmountExceedsRefundable(Refusal):
-    """Payment {payment_id!r} has {refundable} left to refund, less than {amount}."""
-
-    code = "AMOUNT_EXCEEDS_REFUNDABLE"
-
-
 class NothingToRefund(Refusal):
     """Payment {payment_id!r} has nothing left to refund."""
 
     code = "NOTHING_TO_REFUND"
+
+
+class AmountExceedsRefundable(Refusal):
+    """Payment {payment_id!r} has {refundable} left to refund, less than {amount}."""
+
+    code = "AMOUNT_EXCEEDS_REFUNDABLE"
 
 
 class BalanceLimitExceeded(Refusal):

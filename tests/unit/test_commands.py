@@ -731,6 +731,11 @@ def test_the_order_of_checks_for_refund_payment(tangled: Ledger) -> None:
             (set_limit("gone", 1, **WRONG), "refused VERSION_MISMATCH"),
             (set_limit("gone", 1, currency_code="JPY"), "refused CURRENCY_MISMATCH"),
             (set_limit("gone", 1), "refused ACCOUNT_CLOSED"),
+            (open_account("outside", kind=EXTERNAL), "OPEN"),
+            (set_limit("outside", 1, currency_code="JPY"), "refused CURRENCY_MISMATCH"),
+            (set_limit("outside", 1), "refused EXTERNAL_HAS_NO_LIMIT"),
+            (close("outside"), "CLOSED"),
+            (set_limit("outside", 1), "refused ACCOUNT_CLOSED"),
         ],
         [
             (freeze("nobody", preconditions=STALE), "refused ACCOUNT_NOT_FOUND"),
