@@ -108,11 +108,13 @@ class Committer:
         deliver: Callable[[Sequence[Ticket]], None] = deliver_in_thread,
         appended: Callable[[int], None] = lambda _: None,
         clock: Callable[[], datetime] = utc_now,
+        clock_off_most_s: float = CLOCK_OFF_S,
         queue_most: int = QUEUE_MOST_COMMANDS,
         memory_most: int = MEMORY_MOST_STREAMS,
     ) -> None:
         """`appended` is told the head after every append, in the committer's thread."""
-        self._dsn, self._ledger, self._clock = dsn, ledger, clock
+        self._dsn, self._ledger = dsn, ledger
+        self._clock, self._clock_off_most_s = clock, clock_off_most_s
         self._deliver, self._appended = deliver, appended
         self._mapper = EventMapper()
         self._memory = Memory(self._mapper, memory_most)
@@ -435,9 +437,9 @@ class Committer:
         """Serve only while this machine's clock is near the database's and not behind the log's."""
         offset = self._connected().clock_offset_s
         behind = (self._memory.head.recorded_at - self._clock()).total_seconds()
-        if abs(offset) > CLOCK_OFF_S:
+        if abs(offset) > self._clock_off_most_s:
             self._outage = WritesStopped(why=f"its clock is {offset:+.1f} s off the database's")
-        elif behind > CLOCK_OFF_S:
+        elif behind > self._clock_off_most_s:
             self._outage = WritesStopped(why=f"its clock is {behind:.1f} s behind the last event of the log")
         else:
             if self._outage is not None:

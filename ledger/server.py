@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import grpc
@@ -22,11 +23,11 @@ from ledger.audit.keys import KeyFiles
 from ledger.audit.proofs import Proofs
 from ledger.audit.read_events import EventReader
 from ledger.audit.signer import Signer
-from ledger.committer import Committer
+from ledger.committer import CLOCK_OFF_S, Committer, utc_now
 from ledger.migrations import require_migrated
 from ledger.services import SERVICES, Desk, Open, deliver_to, rpc_handlers
 from ledger.settings import Settings, split_address
-from ledger.sweeper import Sweeper
+from ledger.sweeper import SWEEP_EVERY_S, Sweeper
 from projections.follower import Follower
 from projections.queries import Queries
 
@@ -45,7 +46,19 @@ class CannotListen(Exception):
     """The address is taken or not ours."""
 
 
-def run(settings: Settings, dsn: str, ready: Callable[[str], None]) -> None:
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The clock that the whole server goes by, how far it may be off the database's, and how often it sweeps."""
+
+    clock: Callable[[], datetime] = utc_now
+    clock_off_most_s: float = CLOCK_OFF_S
+    sweep_every_s: float = SWEEP_EVERY_S
+
+
+REAL_TIME: Final = Timing()
+
+
+def run(settings: Settings, dsn: str, ready: Callable[[str], None], timing: Timing = REAL_TIME) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `ready` is told the address once calls are answered.
 
     Raises SchemaError, CannotListen or psycopg's errors if it can't start.
@@ -55,17 +68,17 @@ def run(settings: Settings, dsn: str, ready: Callable[[str], None]) -> None:
     # passes over a memory full of aggregates would only cost (a third of the time of a decision, as it comes set).
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
-    uvloop.run(_serve(settings, dsn, ready))
+    uvloop.run(_serve(settings, dsn, ready, timing))
 
 
-async def _serve(settings: Settings, dsn: str, ready: Callable[[str], None]) -> None:
+async def _serve(settings: Settings, dsn: str, ready: Callable[[str], None], timing: Timing) -> None:
     stopping = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stopping.set)
     async with AsyncExitStack() as stack:
-        parts = await _start_parts(settings, dsn, stack)
+        parts = await _start_parts(settings, dsn, timing, stack)
         server, servicer, address = await _start_grpc(settings, parts)
-        sweeper = Sweeper(parts.committer, parts.queries.expired_payments)
+        sweeper = Sweeper(parts.committer, parts.queries.expired_payments, timing.clock, timing.sweep_every_s)
         for task in (asyncio.create_task(_watch(parts, servicer)), asyncio.create_task(sweeper.run())):
             stack.push_async_callback(_cancel, task)
         if await _until_serving(parts, servicer, stopping):
@@ -88,7 +101,7 @@ class Parts:
     events: EventReader
 
 
-async def _start_parts(settings: Settings, dsn: str, stack: AsyncExitStack) -> Parts:
+async def _start_parts(settings: Settings, dsn: str, timing: Timing, stack: AsyncExitStack) -> Parts:
     """Start what decides and what reads; on leaving the stack they end in the opposite order."""
     loop = asyncio.get_running_loop()
     follower = Follower(dsn, settings.ledger) if settings.follower else None
@@ -112,6 +125,8 @@ async def _start_parts(settings: Settings, dsn: str, stack: AsyncExitStack) -> P
         settings.ledger,
         deliver=deliver_to(loop),
         appended=appended,
+        clock=timing.clock,
+        clock_off_most_s=timing.clock_off_most_s,
         queue_most=settings.queue_most_commands,
         memory_most=settings.memory_most_streams,
     )

@@ -34,8 +34,15 @@ Candidates = Callable[[datetime, int], Awaitable[Sequence[str]]]
 class Sweeper:
     """Proposes to one committer what a read model shows as expired."""
 
-    def __init__(self, committer: Committer, candidates: Candidates, clock: Callable[[], datetime] = utc_now) -> None:
-        self._committer, self._candidates, self._clock = committer, candidates, clock
+    def __init__(
+        self,
+        committer: Committer,
+        candidates: Candidates,
+        clock: Callable[[], datetime] = utc_now,
+        every_s: float = SWEEP_EVERY_S,
+    ) -> None:
+        self._committer, self._candidates = committer, candidates
+        self._clock, self._every_s = clock, every_s
         self._settled: set[str] = set()
         """What the log was seen to have nothing capturable of, as long as the read model still shows it as due."""
 
@@ -50,7 +57,7 @@ class Sweeper:
             except Exception:
                 log.exception("sweep_failed")
             if swept < SWEEP_MOST:
-                await asyncio.sleep(SWEEP_EVERY_S)
+                await asyncio.sleep(self._every_s)
 
     async def _sweep(self) -> int:
         """Propose what has expired; return how many authorizations were recorded as expired."""

@@ -1039,6 +1039,14 @@ def test_a_committer_does_not_serve_by_a_wrong_clock(dsn: str, ledger: str, serv
     assert desk.answer(open_account("a")) == "OPEN"
 
 
+def test_how_far_a_clock_may_be_off_can_be_said(dsn: str, ledger: str, serve: Serve) -> None:
+    """A server for tests goes by a clock that they move; what it records is of that clock's time."""
+    desk = serve(clock=Clock(off_s=3600), clock_off_most_s=7200)
+    desk.do(open_account("a"))
+    (row,) = read_log(dsn, ledger)
+    assert row.recorded_at > utc_now() + timedelta(seconds=3500)
+
+
 def test_a_clock_that_goes_wrong_stops_an_idle_committer(serve: Serve) -> None:
     """Within a second or two, without any command."""
     clock = Clock()
