@@ -542,8 +542,8 @@ def _failure(result: Result) -> Refusal | None:
     event = result.decline
     if event is None:
         return None
-    leg = f" in leg {event.declined_leg}" if isinstance(event, TransferDeclined) else ""
-    return DeclinedInBatch(str(event.decline_reason), f" by account {event.declined_account_id!r}{leg}")
+    leg = {"declined_leg": event.declined_leg} if isinstance(event, TransferDeclined) else {}
+    return DeclinedInBatch(str(event.decline_reason), account_id=event.declined_account_id, **leg)
 
 
 def _as_if(outcome: Outcome, book: Book) -> Outcome:

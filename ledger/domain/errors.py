@@ -184,11 +184,11 @@ class InsufficientFunds(Refusal):
 
 
 class DeclinedInBatch(Refusal):
-    """Declined for {code}{where}: a decline in an ATOMIC batch is a failure, and nothing is recorded."""
+    """Declined for {decline_reason} by account {account_id!r}: in an ATOMIC batch that is a failure of all of it."""
 
-    def __init__(self, code: str, where: str) -> None:
-        super().__init__(code=code, where=where)
-        self.code = code
+    def __init__(self, decline_reason: str, **where: Detail) -> None:
+        super().__init__(decline_reason=decline_reason, **where)
+        self.code = decline_reason
 
 
 class BatchAborted(Refusal):

@@ -1819,6 +1819,19 @@ def test_an_atomic_batch_is_all_or_nothing(
     people.do(*good)
 
 
+def test_a_decline_in_an_atomic_batch_says_whose_it_is(people: Client) -> None:
+    """As an error it has no payment or transfer to look at: account, leg and reason are in its details."""
+    short = [leg("bank~", "alice~", 1), leg("shop~", "bank~", 1)]
+    reason = {"decline_reason": "INSUFFICIENT_FUNDS"}
+    cases: list[tuple[Message, dict[str, str]]] = [
+        (authorize("p~", MOST), {"account_id": people.name("alice~"), **reason}),
+        (transfer("t~", *short), {"account_id": people.name("shop~"), "declined_leg": "1", **reason}),
+    ]
+    for request, metadata in cases:
+        declined = result_of(people(batch(request, mode=BATCH_MODE_ATOMIC)), 0)
+        assert declined == Refused(StatusCode.FAILED_PRECONDITION, "INSUFFICIENT_FUNDS", metadata)
+
+
 def test_of_two_failures_in_an_atomic_batch_the_first_is_told(people: Client) -> None:
     """All others have ABORTED, other failures too."""
     for failing in (capture("none~"), authorize("", 1)):
