@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint run proto format bench lock clean
+.PHONY: help setup demo test test-laws lint run proto format bench bench-audit lock clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: .venv/.dev  ## Create .venv with everything that running, testing and building need
 
@@ -16,6 +16,9 @@ demo: .venv/.runtime  ## Show the main job: a server, accounts, payments, and th
 
 test: .venv/.dev  ## Run every test
 	$(BIN)/pytest -q
+
+test-laws: .venv/.dev  ## Drive a server through 2,000 random lives beside a model of what it must answer (an hour)
+	LAW_RUNS=2000 $(BIN)/pytest -q -s tests/laws
 
 lint: .venv/.dev  ## Check style, types, imports between packages, and that ledger/v1 is what proto/ says
 	$(BIN)/ruff check .
@@ -36,6 +39,9 @@ format: .venv/.dev  ## Format the code
 
 bench: .venv/.dev  ## Measure, each figure beside its floor
 	$(BIN)/python bench/main_job.py
+
+bench-audit: .venv/.dev  ## Measure what the audit costs: tree, proofs, verify, beside a bare read
+	$(BIN)/python bench/audit.py
 
 lock: .venv/.dev  ## Pin the newest versions that requirements/*.in allow, with hashes
 	$(BIN)/python scripts/lock.py

@@ -59,12 +59,18 @@ def read_log(dsn: str, ledger: str) -> list[Row]:
 
 
 def check_log(dsn: str, ledger: str) -> list[Row]:
-    """Assert all that must be true of every log, whatever happened while it was written; return it.
+    """Assert all that must be true of every log, whatever happened while it was written; return it."""
+    log = read_log(dsn, ledger)
+    check_rows(log)
+    return log
+
+
+def check_rows(log: list[Row], after: int = 0) -> None:
+    """Assert the same of all that follows a position, if it is about nothing that was there before.
 
     Written without a line of the ledger's own: a second opinion on what is in the database.
     """
-    log = read_log(dsn, ledger)
-    assert [row.position for row in log] == list(range(1, len(log) + 1))
+    assert [row.position for row in log] == list(range(after + 1, after + len(log) + 1))
     assert [row.recorded_at for row in log] == sorted(row.recorded_at for row in log)
     versions: Counter[str] = Counter()
     for row in log:
@@ -77,7 +83,6 @@ def check_log(dsn: str, ledger: str) -> list[Row]:
         _check_command(events)
     accounts = _check_accounts(log)
     _check_payments(log, accounts)
-    return log
 
 
 def commands_of(log: list[Row]) -> Iterator[list[Row]]:

@@ -153,13 +153,14 @@ def append_row(
 Table = dict[Any, dict[str, Any]]
 
 
-def tables(dsn: str, ledger: str) -> tuple[int, dict[str, Table]]:
-    """The checkpoint, and the read models by key, as they are at one moment."""
+def tables(dsn: str, ledger: str, after: int = 0) -> tuple[int, dict[str, Table]]:
+    """The checkpoint, and the read models by key, as they are at one moment: what has changed after a position."""
     with connect(dsn, ledger, "test") as connection, connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         cursor = connection.cursor(row_factory=dict_row)
         (checkpoint,) = cursor.execute("SELECT position FROM checkpoints").fetchall()
-        found = {name: cursor.execute(f"SELECT * FROM {name}".encode()).fetchall() for name in READ_MODELS}
+        query = "SELECT * FROM {} WHERE position > %s"
+        found = {name: cursor.execute(query.format(name).encode(), [after]).fetchall() for name in READ_MODELS}
     return checkpoint["position"], {name: {_key(name, row): row for row in rows} for name, rows in found.items()}
 
 
