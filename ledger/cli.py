@@ -16,8 +16,7 @@ import typer
 from rich.console import Console
 
 from ledger import log_output
-from ledger.audit import console as audit
-from ledger.console import accounts, payments, transfers
+from ledger.console import accounts, audit, payments, transfers
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import DataDir, Dsn, LedgerName, Server, settings_of

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -49,16 +50,22 @@ class Call:
     def settings(self) -> Settings:
         return settings_of(server=self.server, ledger=self.ledger)
 
-    def _print(self, response: Any, shown: Callable[[Console, Any], None]) -> None:
+    def show(self, as_json: Callable[[], str], shown: Callable[[Console], None]) -> None:
+        """Print an answer: as JSON if it was asked for, or for people."""
         if isinstance(sys.stdout, TextIOWrapper):
             # What was done must not end like a failure because a terminal lacks a letter.
             sys.stdout.reconfigure(errors="backslashreplace")
         if self.as_json:
-            # With zeros and empty lists too: a script that asks for `.balance.posted` gets "0", not null.
-            text = MessageToJson(response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-            typer.echo(text)
+            typer.echo(as_json())
         else:
-            shown(Console(highlight=False, width=WIDE), response)
+            shown(Console(highlight=False, width=WIDE))
+
+    def _print(self, response: Any, shown: Callable[[Console, Any], None]) -> None:
+        def as_json() -> str:
+            # With zeros and empty lists too: a script that asks for `.balance.posted` gets "0", not null.
+            return MessageToJson(response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+        self.show(as_json, lambda screen: shown(screen, response))
 
 
 @dataclass(frozen=True)
@@ -137,3 +144,22 @@ class ReadMany(Read):
                 rows.extend(show.subject(page))
                 response.next_page_token = page.next_page_token
         self._print(response, show.listed)
+
+
+@dataclass(frozen=True)
+class Check(Call):
+    """A command that takes nobody's word for what the log says."""
+
+    public_key: Annotated[
+        str | None, typer.Option("--public-key", metavar="TEXT|FILE", help="The ledger's public key, which you trust.")
+    ] = None
+
+    def key(self) -> Any:
+        """The key that is trusted, or None. One that is none is wrong usage."""
+        from ledger.audit.note import NoteInvalid, PublicKey
+
+        given = self.public_key
+        try:
+            return given and PublicKey.parse(Path(given).read_text() if Path(given).is_file() else given)
+        except (NoteInvalid, OSError, ValueError) as error:
+            raise typer.BadParameter(f"{error}.", param_hint="--public-key") from None

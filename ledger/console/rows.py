@@ -46,9 +46,9 @@ def _balances(balances: Sequence[AccountBalance]) -> Table:
 
 def _balance(of: Account | AccountBalance) -> Iterator[str]:
     yield money(of.posted, of.currency_code)
-    yield _amount(of.reserved, of.currency_code)
-    yield _amount(of.available, of.currency_code)
-    yield _amount(of.credit_limit, of.currency_code) if of.HasField("credit_limit") else ""
+    yield amount_of(of.reserved, of.currency_code)
+    yield amount_of(of.available, of.currency_code)
+    yield amount_of(of.credit_limit, of.currency_code) if of.HasField("credit_limit") else ""
     yield str(of.version)
 
 
@@ -83,7 +83,7 @@ def _amounts_of(payments: Sequence[Payment]) -> list[str]:
 def _amounts(payment: Payment, names: Sequence[str]) -> Iterator[str]:
     first, *others = (getattr(payment, f"amount_{name}") for name in names)
     yield money(first, payment.currency_code)
-    yield from (_amount(each, payment.currency_code) for each in others)
+    yield from (amount_of(each, payment.currency_code) for each in others)
 
 
 def _transfers(transfers: Sequence[Transfer]) -> Table:
@@ -91,7 +91,7 @@ def _transfers(transfers: Sequence[Transfer]) -> Table:
     table = table_of("transfer", "state", "recorded at", "from", "to", "amount", words=5)
     rows = (
         (
-            *((each.transfer_id, word_in(each, "state"), _second(each.recorded_at)) if number == 0 else ("", "", "")),
+            *((each.transfer_id, word_in(each, "state"), second(each.recorded_at)) if number == 0 else ("", "", "")),
             leg.from_account_id,
             leg.to_account_id,
             money(leg.amount.minor_units, leg.amount.currency_code),
@@ -107,13 +107,13 @@ def _entries(entries: Sequence[Entry]) -> Table:
     table = table_of("recorded at", "kind", "cause", "counterparty", *numbers, words=4)
     rows = (
         (
-            _second(each.recorded_at),
+            second(each.recorded_at),
             word_in(each, "kind"),
             _cause(each),
             each.counterparty_account_id,
-            *(_amount(amount, each.currency_code) for amount in (each.amount, each.reserved_change)),
+            *(amount_of(amount, each.currency_code) for amount in (each.amount, each.reserved_change)),
             money(each.posted, each.currency_code),
-            _amount(each.available, each.currency_code),
+            amount_of(each.available, each.currency_code),
             str(each.position),
         )
         for each in entries
@@ -148,10 +148,10 @@ def filled(table: Table, rows: Iterable[Iterable[str]]) -> Table:
 
 def money(minor_units: int, currency_code: str) -> str:
     """An amount with its currency: "1,250.00 EUR"."""
-    return f"{_amount(minor_units, currency_code)} {currency_code}"
+    return f"{amount_of(minor_units, currency_code)} {currency_code}"
 
 
-def _amount(minor_units: int, currency_code: str) -> str:
+def amount_of(minor_units: int, currency_code: str) -> str:
     """In the currency's own digits; a newer server may know a currency whose digits are not in our table."""
     try:
         return format_amount(minor_units, currency_code, grouping=True)
@@ -164,6 +164,6 @@ def word_in(thing: Any, name: str) -> str:
     return word(thing.DESCRIPTOR.fields_by_name[name].enum_type, getattr(thing, name))
 
 
-def _second(moment: Timestamp) -> str:
+def second(moment: Timestamp) -> str:
     """To the second, which a table has room for."""
     return f"{moment.ToJsonString()[:19]}Z"

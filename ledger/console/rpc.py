@@ -18,7 +18,7 @@ from ledger.terminal import printable
 ANSWERED_WITHIN_S: Final = 30.0
 
 Ask: TypeAlias = Callable[[Message], Any]
-"""From a request to its response."""
+"""From a request to its response, or one after the other if its rpc streams."""
 
 
 @contextmanager
@@ -26,22 +26,27 @@ def asking(server: str) -> Iterator[Ask]:
     """A way to ask a server. A refusal ends the command, and so does a server that can't be reached."""
     try:
         with connected(server) as channel:
-            yield lambda request: _rpc(channel, request)(request, timeout=ANSWERED_WITHIN_S)
+            yield lambda request: _ask(channel, request)
     except NoAnswer as error:
         fail(str(error))
     except grpc.RpcError as error:
         _end(server, error)
 
 
-def _rpc(channel: grpc.Channel, request: Any) -> grpc.UnaryUnaryMultiCallable[Any, Any]:
-    """The rpc that takes this request: each is taken by one, in the same file of the contract."""
+def _ask(channel: grpc.Channel, request: Any) -> Any:
+    """Call the rpc that takes this request: each is taken by one, in the same file of the contract.
+
+    A stream may take as long as it goes on.
+    """
     (service,) = request.DESCRIPTOR.file.services_by_name.values()
     (method,) = (each for each in service.methods if each.input_type is request.DESCRIPTOR)
-    return channel.unary_unary(
+    open_rpc = channel.unary_stream if method.server_streaming else channel.unary_unary
+    rpc = open_rpc(
         f"/{service.full_name}/{method.name}",
         request_serializer=type(request).SerializeToString,
         response_deserializer=GetMessageClass(method.output_type).FromString,
     )
+    return rpc(request, timeout=None if method.server_streaming else ANSWERED_WITHIN_S)
 
 
 def _end(server: str, error: grpc.RpcError) -> NoReturn:
