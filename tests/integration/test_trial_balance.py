@@ -13,7 +13,6 @@ import grpc.aio
 import psycopg
 import pytest
 from checks import Row
-from conftest import opened
 from domain import MOST, authorize, leg, open_account, transfer
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
@@ -27,7 +26,7 @@ from ledger.v1.audit_pb2 import GetTrialBalanceRequest, GetTrialBalanceResponse,
 from ledger.v1.audit_pb2_grpc import AuditServiceStub
 from ledger.wire import timestamp
 from projections.follower import Follower
-from projections.queries import REPORT_CONNECTIONS_MOST
+from projections.queries import REPORT_CONNECTIONS_MOST, Queries
 from projections.trial_balance import ALL_PAGE, MESSAGE_PAGE
 
 Ask = Callable[..., Any]
@@ -39,11 +38,12 @@ def ask_server(dsn: str, ledger: str) -> Ask:
 
     def run(test: Callable[[Any], Awaitable[Any]], *, at: str = dsn, follower: Follower | None = None) -> Any:
         async def main() -> Any:
-            async with (
-                opened(at, ledger, follower) as queries,
-                served(dsn, ledger, queries.streams) as channel,
-            ):
-                return await test(AuditServiceStub(channel))  # type: ignore[no-untyped-call]
+            queries = Queries(at, ledger, follower=follower)
+            await queries.open()
+            async with served(dsn, ledger, queries.streams) as channel:
+                answer = await test(AuditServiceStub(channel))  # type: ignore[no-untyped-call]
+            await queries.close()
+            return answer
 
         return asyncio.run(main())
 
