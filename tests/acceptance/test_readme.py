@@ -21,6 +21,7 @@ from test_cli import Shell
 from ledger import embedded
 from ledger.cli import app
 from ledger.settings import Settings
+from ledger.status import STATUS
 
 README: Final = (ROOT / "README.md").read_text()
 MAKEFILE: Final = (ROOT / "Makefile").read_text()
@@ -276,8 +277,9 @@ def test_settings_and_options_that_are_named_exist(document: Path) -> None:
     text = document.read_text()
     settings = {f"LEDGER_{name.upper()}" for name in Settings.model_fields}
     not_of_ledger = {"LEDGER_TEST_DSN", "LEDGER_DB_PASSWORD"}  # of the tests, and of docker-compose.yml
+    reasons = set(STATUS)  # of refusals: LEDGER_NOT_FOUND
 
-    assert set(re.findall(r"\bLEDGER_[A-Z_]*[A-Z]\b", text)) - {"LEDGER_"} <= settings | not_of_ledger
+    assert set(re.findall(r"\bLEDGER_[A-Z_]*[A-Z]\b", text)) - {"LEDGER_"} <= settings | not_of_ledger | reasons
     lines = [line for line in text.splitlines() if re.search(r"\bledger (?:[a-z]+ )?", line)]
     named = {option for line in lines for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)}
     assert named <= OPTIONS | {"--data-checksums"}
