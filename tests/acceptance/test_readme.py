@@ -55,6 +55,8 @@ CONSOLE: Final = [line for block in blocks("console") for line in block.splitlin
 SHELL_COMMANDS: Final = [line.removeprefix("$ ") for line in CONSOLE if line.startswith("$ ")]
 
 
+AUDITS: Final = ("audit public-key", "audit export", "audit check")
+
 (LIFE,) = (block for block in blocks("console") if "$ ledger payment" in block)
 """A payment's life, from the shell."""
 
@@ -150,6 +152,10 @@ class Shown:
     def shell(self, line: str) -> str:
         return self.run("/bin/sh", "-c", line)
 
+    def ends_well(self, line: str) -> bool:
+        command = ["/bin/sh", "-c", line]
+        return subprocess.run(command, cwd=self.place, env=self._env, capture_output=True, check=False).returncode == 0
+
 
 @pytest.fixture(scope="module")
 def shown(place: Path) -> Iterator[Shown]:
@@ -172,7 +178,7 @@ def test_every_command_is_one_that_a_test_runs() -> None:
         "make demo",
         "make test",
         "make setup",
-        *(command_with(f".venv/bin/ledger {name}") for name in ("serve", "dsn", "import", "audit public-key")),
+        *(command_with(f".venv/bin/ledger {name}") for name in ("serve", "dsn", "import", *AUDITS)),
         *(command for command, _ in steps(LIFE)),
     }
 
@@ -213,6 +219,14 @@ def test_psql_shows_the_balances(shown: Shown) -> None:
 def test_auditors_are_given_the_key_that_heads_are_signed_with(shown: Shown) -> None:
     """In the form of signed notes."""
     assert re.fullmatch(r"ledger/main\+[0-9a-f]{8}\+[\w+/=]+\n", shown.shell(command_with("ledger audit public-key")))
+
+
+def test_the_history_is_taken_home_and_checked_there(shown: Shown) -> None:
+    """As soon as something was signed: with the export that the README shows, and then the check."""
+    shown.shell(command_with("ledger import"))
+    eventually(lambda: shown.ends_well(command_with("ledger audit export")))
+
+    assert "Verified." in shown.shell(command_with("ledger audit check"))
 
 
 def test_the_first_look_at_the_code_is_the_first_test_of_accounts() -> None:
