@@ -64,7 +64,7 @@ def require(holds: bool, otherwise: str, *values: object) -> None:
 # --- Texts that have only one form, so that no two programs can read the same bytes differently ----------------------
 
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
-"""JSON as in RFC 8785: keys sorted, no blanks, nothing escaped that need not be. (There are no floats in it.)"""
+"""JSON with sorted keys, without blanks, and with nothing escaped that need not be. (There are no floats in it.)"""
 
 
 def parsed(text: bytes, what: str) -> dict[str, Any]:
@@ -164,7 +164,8 @@ class Key(NamedTuple):
     def from_text(cls, text: str) -> Key:
         name, id_, encoded = [*text.split("+", 2), "", ""][:3]
         data = unbase64(encoded, "the public key")
-        require(len(data) == 33 and data[0] == 1 and name.isprintable(), "{} is not a public key of Ed25519", text)
+        is_key = len(data) == 33 and data[0] == 1 and name.isascii() and name.isprintable()
+        require(is_key, "{} is not a public key of Ed25519", text)
         expected = hashlib.sha256(name.encode() + b"\n" + data).digest()[:4]
         require(id_ == expected.hex(), "the public key {} should have the id {}", text, expected.hex())
         return cls(text, name, expected, Ed25519PublicKey.from_public_bytes(data[1:]))
@@ -306,10 +307,10 @@ class Amounts(NamedTuple):
 
     authorized: int
     capturable: int
-    captured: int = 0
-    expired: int = 0
-    refunded: int = 0
-    released: int = 0
+    captured: int
+    expired: int
+    refunded: int
+    released: int
 
 
 class Payment(NamedTuple):
@@ -337,12 +338,13 @@ class Effect(NamedTuple):
     stream: str
     amount: int
     currency: str
+    counterparty: str | None = None
     from_reserved: bool = False
 
 
 def moved(payer: str, payee: str, amount: int, currency: str, from_reserved: bool = False) -> list[Effect]:
-    debit = Effect("FundsDebited", f"account/{payer}", amount, currency, from_reserved)
-    return [debit, Effect("FundsCredited", f"account/{payee}", amount, currency)]
+    debit = Effect("FundsDebited", f"account/{payer}", amount, currency, payee, from_reserved)
+    return [debit, Effect("FundsCredited", f"account/{payee}", amount, currency, payer)]
 
 
 class Books:
@@ -369,8 +371,9 @@ class Books:
             self.counts["commands"] += 1
         require(fields["command_position"] == self._command, "the command at {} is not its own", self._command)
         if is_effect:
-            currency, from_reserved = fields["after"]["currency_code"], fields.get("from_reserved", False)
-            self._done.append(Effect(topic, event.stream, whole(fields["amount"]), currency, from_reserved))
+            amount, currency = whole(fields["amount"]), fields["after"]["currency_code"]
+            others = fields.get("counterparty"), fields.get("from_reserved", False)
+            self._done.append(Effect(topic, event.stream, amount, currency, *others))
             self._add_to_account(event)
         elif kind == "account" and topic.startswith(("Account", "CreditLimit")):
             self._add_to_account(event)
@@ -427,7 +430,7 @@ class Books:
         if event.topic == "PaymentAuthorized":
             currency, amount = fields["amount"]["currency_code"], whole(fields["amount"]["minor_units"])
             payer, payee = fields["payer_account_id"], fields["payee_account_id"]
-            self.payments[stream] = Payment(1, payer, payee, currency, Amounts(amount, amount))
+            self.payments[stream] = Payment(1, payer, payee, currency, Amounts(amount, amount, 0, 0, 0, 0))
             self._due.append(Effect("FundsReserved", f"account/{payer}", amount, currency))
 
     def _change_payment(self, event: Event) -> None:
@@ -446,6 +449,9 @@ class Books:
         change = Amounts(*(new - old for new, old in zip(after, before, strict=True)))
         others = [name for name, amount in change._asdict().items() if amount and name not in CHANGES[event.topic]]
         require(not others, "{} can't change {}", event.topic, others)
+        done = after.authorized if change.authorized else change.captured or change.refunded
+        asked = event.fields.get("amount", {"minor_units": done})["minor_units"]
+        require(asked == done, "{} of {} were asked for, but it was {}", asked, stream, done)
         self._due += effects_of_change(event.topic, payment, change)
         if after.capturable or after.refunded < after.captured:
             self.payments[stream] = payment._replace(version=event.version, amounts=after)
@@ -542,8 +548,7 @@ class Verification:
             for line in bundle.lines():
                 self._read_line(line)
             number += 1
-            if sys.stderr.isatty():
-                print(f"\r{self.tree.size:,} events ", end="", file=sys.stderr)
+            show_progress(f"{self.tree.size:,} events")
         self._check_end()
         self._check_manifest(bundle.text())
         bundle.end()
@@ -670,6 +675,11 @@ def inclusion(event: Event, path: list[tuple[str, bytes]]) -> Iterator[str]:
     yield f"root   {root.hex()}"
 
 
+def show_progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:30}\r", end="", file=sys.stderr, flush=True)
+
+
 def utc(event: Event) -> str:
     return (EPOCH + timedelta(microseconds=event.recorded_at)).isoformat()
 
@@ -709,9 +719,11 @@ def main() -> int:
             except Wrong as error:
                 print(f"WRONG: {seen.where()}: {error}\nNothing after that was looked at.")
                 return WRONG
+            finally:
+                show_progress("")
         if asked.save_head:
             asked.save_head.write_text(seen.head_note, encoding="utf-8")
-    except (Wrong, OSError, UnicodeDecodeError) as error:
+    except (Wrong, OSError, ValueError) as error:
         print(f"verify_bundle: {error}", file=sys.stderr)
         return USAGE
     print(*report(seen), sep="\n")
@@ -719,4 +731,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("verify_bundle: stopped before the end, so nothing is proved", file=sys.stderr)
+        sys.exit(USAGE)

@@ -30,12 +30,12 @@ _text: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _canonical_line(fields: dict[str, Any]) -> bytes:
-    """A line of JSON as in RFC 8785: of texts and whole numbers, whoever writes the same writes the same bytes."""
+    """A line of JSON in its one form: whoever writes the same writes the same bytes."""
     return f"{_canonical(fields)}\n".encode()
 
 
 def event_line(row: Row) -> bytes:
-    """A row of the log as a line, which is canonical JSON: the keys are in order."""
+    """A row of the log as a line, made faster than by the encoder and of the same bytes: the keys are in order."""
     position, stream, version, topic, recorded_at, state = row
     return (
         f'{{"position":{position},"recorded_at":{recorded_at},"state":"{b2a_base64(state, newline=False).decode()}",'

@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from domain import (
+    START,
     Ledger,
     authorize,
     capture,
@@ -46,9 +47,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.audit import merkle
-from ledger.audit.bundle import BundleWriter
+from ledger.audit.bundle import BundleWriter, event_line
 from ledger.audit.leaf import leaf_data
 from ledger.audit.note import PublicKey, SigningKey, TreeHead, read_head, sign
+from ledger.domain.account import Account
+from ledger.domain.aggregate import Stamp
+from ledger.domain.commands import OpenAccount
 from ledger.domain.events import TOPICS, AccountKind
 from ledger.upcasters import EventMapper
 
@@ -309,9 +313,13 @@ def test_trees_and_proofs_are_those_of_the_ledger(size: int, data: st.DataObject
     merkle.verify_inclusion(position - 1, size, leaves[position - 1], path, tree.root())
 
 
+TEXT: Final = st.text(st.characters(exclude_categories=["Cs"]))
+STAMP: Final = Stamp(START, actor="anonymous", correlation_id="test", command_position=1)
+
+
 @given(
     st.integers(1, 2**63 - 1),
-    st.text(st.characters(exclude_categories=["Cs"])),
+    TEXT,
     st.integers(-(2**63), 2**63 - 1),
     st.datetimes(timezones=st.just(UTC)),
     st.binary(),
@@ -320,6 +328,18 @@ def test_leaves_are_those_of_the_ledger(number: int, text: str, version: int, mo
     """Whatever stands in the columns."""
     event = verifier.Event(number, text, version, text[::-1], microseconds(moment), state, {})
     assert verifier.leaf_hash(event) == merkle.leaf_hash(leaf_data(number, text, version, text[::-1], moment, state))
+
+
+@given(st.dictionaries(TEXT, TEXT, max_size=5), TEXT)
+def test_states_and_lines_have_the_form_that_the_verifier_knows(metadata: dict[str, str], text: str) -> None:
+    """Whatever clients write, the ledger, the writer of bundles and the verifier spell it alike."""
+    opened = Account.open(OpenAccount(account_id="alice", currency_code="EUR"), STAMP, [])
+    assert opened.opening
+    event = opened.opening.model_copy(update={"metadata": dict(sorted(metadata.items())), "correlation_id": text})
+    state = EventMapper().to_stored_event(event).state
+    assert verifier.parsed(state, "the state")["metadata"] == metadata
+    line = event_line((1, text, 1, text[::-1], 7, state))
+    assert verifier.Event.from_line(verifier.parsed(line[:-1], "the line"))[:6] == (1, text, 1, text[::-1], 7, state)
 
 
 def test_keys_and_notes_are_those_of_the_ledger() -> None:
@@ -705,7 +725,7 @@ MONEY: Final[list[Rewriting]] = [
     (
         "FundsReserved",
         {"amount": 499, "after__reserved": 499},
-        "amount=500, currency='EUR', from_reserved=False)], but did",
+        "amount=500, currency='EUR', counterparty=None, from_reserved=False)], but did",
     ),
     ("FundsDebited", {"amount": 999, "after__posted": -999}, "debits less credits of the command at 3: {'EUR': -1}"),
     (
@@ -714,6 +734,7 @@ MONEY: Final[list[Rewriting]] = [
         "has to do [Effect(topic='FundsReserved', stream='account/shop'",
     ),
     ("TransferPosted", {"legs": []}, "has to do [], but did [Effect(topic='FundsDebited'"),
+    ("FundsCredited", {"counterparty": "shop"}, "counterparty='bank', from_reserved=False)], but did"),
     ("TransferDeclined", {"topic": "TransferPosted"}, "has to do [Effect(topic='FundsDebited'"),
 ]
 """What moves, in commands that are otherwise as they were."""
@@ -725,9 +746,12 @@ PAYMENTS: Final[list[Rewriting]] = [
     ("PaymentCaptured", {"after__captured": 601, "after__capturable": 0}, "captures more than was authorized"),
     (
         "PaymentCaptured",
-        {"after__captured": 201, "after__capturable": 399},
-        "amount=201, currency='EUR', from_reserved=True",
+        {"amount__minor_units": 201, "after__captured": 201, "after__capturable": 399},
+        "amount=201, currency='EUR', counterparty='shop', from_reserved=True",
     ),
+    ("PaymentCaptured", {"amount__minor_units": 199}, "199 of 'payment/p1' were asked for, but it was 200"),
+    ("PaymentRefunded", {"amount__minor_units": 51}, "51 of 'payment/p1' were asked for, but it was 50"),
+    ("AuthorizationIncremented", {"amount__minor_units": 100}, "100 of 'payment/p1' were asked for, but it was 600"),
     ("PaymentCaptured", {"after__refunded": 1}, "'PaymentCaptured' can't change ['refunded']"),
     ("PaymentRefunded", {"after__refunded": 301}, "refunds more than was captured"),
     ("PaymentVoided", {"after__released": 0, "after__expired": 70}, "'PaymentVoided' can't change ['expired']"),
