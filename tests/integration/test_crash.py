@@ -332,6 +332,36 @@ def test_an_append_that_was_sent_is_recorded_or_not(dsn: str, ledger: str, serve
         assert again == ("replayed AUTHORIZED" if words == "AUTHORIZED" else "AUTHORIZED")
 
 
+BATCH: Final = (
+    *(authorize(1, payment_id=f"p{number}") for number in range(20)),
+    capture("c", payment_id="p0"),
+    void("p1"),
+    open_account("bob"),
+    transfer("t", leg("alice", "bob", 1), leg("bob", "shop", 1)),
+)
+"""What is to be done as one: a client that was not answered sends it again."""
+
+
+@pytest.mark.parametrize("how", [Break.UNSENT, Break.HALF_SENT, Break.SENT, Break.UNHEARD])
+def test_an_atomic_batch_is_recorded_whole_or_not_at_all(
+    dsn: str, ledger: str, serve: Serve, proxy: Proxy, how: Break
+) -> None:
+    """However its append ended, all of it is there or nothing; sent again it is done or, all of it, replayed."""
+    desk = serve(at=proxy.dsn)
+    desk.do(*WORLD)
+    proxy.break_at(APPEND, how)
+    first = desk.answers(*BATCH, mode=Mode.ATOMIC)
+    assert proxy.broke.wait(LONG_S)
+    was_done = not any(each.words == "refused NOT_RECORDED" for each in first)
+    assert was_done or {each.words for each in first} == {"refused NOT_RECORDED"}
+    assert len(list(commands_of(check_log(dsn, ledger)))) == len(WORLD) + len(BATCH) * was_done
+    again = desk.do(*BATCH, mode=Mode.ATOMIC)
+    assert {each.words.startswith("replayed") for each in again} == {was_done}
+    if was_done:
+        assert [each[1:] for each in again] == [each[1:] for each in first]
+    assert len(list(commands_of(check_log(dsn, ledger)))) == len(WORLD) + len(BATCH)
+
+
 @pytest.mark.parametrize("killed_at", ["the server's side", "the client's side"])
 def test_an_append_that_waits_for_its_turn_dies_with_its_connection(
     dsn: str,
@@ -808,6 +838,24 @@ def test_a_process_that_is_killed_in_its_turn_leaves_the_turn_to_others(
     assert str(outcome.thing.state) == "AUTHORIZED"
     eventually(lambda: not turn.waiting)
     assert recorded_once(dsn, ledger) == outcome.position - 1
+
+
+def test_an_atomic_batch_whose_answer_was_lost_in_a_crash_is_done_once(
+    dsn: str, ledger: str, serve: Serve, serve_in_process: Serve, hold_turn: Serve
+) -> None:
+    """kill -9 while Postgres has all of it in hand: sent again to another process it is completed, or replayed whole."""
+    elsewhere, desk = serve(), serve_in_process()
+    elsewhere.do(*WORLD)
+    turn = hold_turn()
+    future = desk.submit(*BATCH, mode=Mode.ATOMIC)
+    eventually(lambda: turn.waiting)
+    desk.kill()
+    assert isinstance(future.exception(LONG_S), desk.Ended)
+    turn.release()
+    again = elsewhere.do(*BATCH, mode=Mode.ATOMIC)
+    assert len({each.words.startswith("replayed") for each in again}) == 1
+    eventually(lambda: not turn.waiting)
+    assert len(list(commands_of(check_log(dsn, ledger)))) == len(WORLD) + len(BATCH)
 
 
 # --- what only a server of one's own can be put through --------------------------------------------------------------
