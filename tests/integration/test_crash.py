@@ -843,7 +843,7 @@ def test_a_process_that_is_killed_in_its_turn_leaves_the_turn_to_others(
 def test_an_atomic_batch_whose_answer_was_lost_in_a_crash_is_done_once(
     dsn: str, ledger: str, serve: Serve, serve_in_process: Serve, hold_turn: Serve
 ) -> None:
-    """kill -9 while Postgres has all of it in hand: sent again to another process it is completed, or replayed whole."""
+    """kill -9 while Postgres has all of it in hand: sent again to another process it is done, or replayed whole."""
     elsewhere, desk = serve(), serve_in_process()
     elsewhere.do(*WORLD)
     turn = hold_turn()

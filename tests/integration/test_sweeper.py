@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
 
+import psycopg
 from checks import Row, check_log, read_log
 from domain import authorize, capture, capture_and_keep, close, freeze, increment, leg, open_account, transfer, void
 from read_side import catch_up
@@ -130,3 +131,26 @@ def test_several_sweepers_record_each_expiry_once(
     ask(look)
     log = check_log(dsn, ledger)
     assert expired(log) == {f"payment/p{number}": 1 for number in range(many)}
+
+
+def test_the_sweeper_goes_on_after_the_database_was_lost(
+    dsn: str, ledger: str, serve: Serve, follower: Follower, ask: Ask, session: psycopg.Connection[Any]
+) -> None:
+    """Its committer's connections and its own are ended again and again: each expiry is recorded once all the same."""
+    desk = serve()
+    desk.do(*WORLD)
+
+    async def look(queries: Queries) -> None:
+        async with sweeping(serve, queries):
+            for number in range(5):
+                payment = authorize(1, payment_id=f"p{number}", hold_for=AN_INSTANT)
+                await until(lambda payment=payment: desk.answer(payment).endswith("AUTHORIZED"))
+                catch_up(follower)
+                session.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE application_name IN ('ledger-writer', 'ledger-reads')"
+                )
+                await until(lambda number=number: len(expired(read_log(dsn, ledger))) == number + 1)
+
+    ask(look)
+    assert set(expired(check_log(dsn, ledger)).values()) == {1}
