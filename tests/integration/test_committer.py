@@ -763,19 +763,21 @@ def test_an_expiry_goes_after_the_commands_of_clients(
     assert sum(row.topic == "AuthorizationExpired" for row in log) == many
 
 
-def test_clients_do_not_starve_expiries(dsn: str, ledger: str, serve: Serve) -> None:
-    """However much clients want without a pause, what has expired is recorded beside it."""
+def test_clients_do_not_starve_expiries(dsn: str, ledger: str, serve: Serve, hold_turn: Serve) -> None:
+    """However many clients' commands wait, what has expired is recorded beside the next of them."""
     desk = serve()
     desk.do(*WORLD)
-    swept = desk.submit(*let_expire(desk, 100), after_clients=True)
-    numbers = count()
-    singles: list[Future[Any]] = []
-    while not swept.done():
-        # Always more than go into one append.
-        singles += [desk.submit(open_account(f"b{next(numbers)}")) for _ in range(EVENTS_PER_APPEND)]
-        eventually(lambda: swept.done() or desk.committer.waiting < 2 * EVENTS_PER_APPEND)
-    wait(singles, FOREVER_S)
-    assert {str(each.thing.state) for each in swept.result()} == {"EXPIRED"}
+    expiries = let_expire(desk, 100)
+    turn = hold_turn()
+    first = desk.submit(open_account("x"))
+    eventually(lambda: turn.waiting)
+    singles = [desk.submit(open_account(f"a{number}")) for number in range(2 * EVENTS_PER_APPEND)]
+    swept = desk.submit(*expiries, after_clients=True)
+    turn.release()
+    wait([first, swept, *singles], FOREVER_S)
+    ends = [each.result()[0] for each in singles]
+    assert {each.recorded_at for each in swept.result()} == {ends[0].recorded_at}
+    assert ends[0].position < swept.result()[0].position < ends[-1].position
     check_log(dsn, ledger)
 
 
