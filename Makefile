@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-laws lint run proto format bench bench-audit lock clean
+.PHONY: help setup demo test test-laws test-tamper lint run proto format bench bench-audit lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ test: .venv/.dev  ## Run every test
 
 test-laws: .venv/.dev  ## Drive a server through 2,000 random lives beside a model of what it must answer (an hour)
 	LAW_RUNS=2000 $(BIN)/pytest -q -s tests/laws
+
+test-tamper: .venv/.dev  ## Tamper with a ledger in 1,000 random ways, each of which verify has to find and name
+	LEDGER_TEST_TAMPERINGS=1000 $(BIN)/pytest -q tests/integration/test_verify.py
 
 lint: .venv/.dev  ## Check style, types, imports between packages, and that ledger/v1 is what proto/ says
 	$(BIN)/ruff check .

@@ -16,7 +16,9 @@ import typer
 from rich.console import Console
 
 from ledger import log_output
-from ledger.console import accounts, audit, payments, transfers
+from ledger.audit import console as audit
+from ledger.console import accounts, payments, transfers
+from ledger.console import audit as history
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import DataDir, Dsn, LedgerName, Server, settings_of
@@ -42,6 +44,7 @@ app.add_typer(accounts.app, name="account")
 app.add_typer(payments.app, name="payment")
 app.add_typer(transfers.app, name="transfer")
 app.add_typer(read_models.app, name="projections")
+audit.app.add_typer(history.app)
 app.add_typer(audit.app, name="audit")
 
 

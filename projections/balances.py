@@ -78,9 +78,7 @@ def fold(events: Iterable[LoggedEvent]) -> BalanceChanges:
 
 
 def write(cursor: Cursor[Any], changes: BalanceChanges) -> None:
-    copy_rows(
-        cursor, SQL.insert_opened, [_new_row(event, changes.last[each]) for each, event in changes.opened.items()]
-    )
+    copy_rows(cursor, SQL.insert_opened, [new_row(event, changes.last[each]) for each, event in changes.opened.items()])
     changed = changes.last.keys() - changes.opened.keys()
     # In one order, so that row locks are always taken in it.
     update_rows(
@@ -124,8 +122,8 @@ def require_representable(balance: Balance | KnownBalance) -> None:
         raise BalanceNotRepresentable(account_id=balance.account_id)
 
 
-def _new_row(opened: LoggedEvent, last: LoggedEvent) -> Row:
-    """In the order of `insert_opened`."""
+def new_row(opened: LoggedEvent, last: LoggedEvent) -> Row:
+    """An account from its first event and its last, in the order of `insert_opened`."""
     after = last.fields["after"]
     return (
         opened.id,

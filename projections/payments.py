@@ -87,11 +87,16 @@ def fold(events: Iterable[LoggedEvent]) -> list[PaymentChange]:
 
 
 def write(cursor: Cursor[Any], changes: list[PaymentChange]) -> None:
-    new = [(*_asked(each.requested), *_standing(each)) for each in changes if each.requested]
-    copy_rows(cursor, SQL.insert_requested, new)
+    copy_rows(cursor, SQL.insert_requested, [new_row(each) for each in changes if each.requested])
     changed = [(each.last.id, each.version_before, *_standing(each)) for each in changes if not each.requested]
     # In one order, so that row locks are always taken in it.
     update_rows(cursor, SQL.update_changed, sorted(changed, key=lambda row: row[0]))
+
+
+def new_row(change: PaymentChange) -> Row:
+    """The payment that a change comes to which begins with its first event, in the order of `insert_requested`."""
+    assert change.requested is not None
+    return *_asked(change.requested), *_standing(change)
 
 
 def as_row(change: PaymentChange) -> Payment:

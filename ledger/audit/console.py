@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
@@ -14,6 +15,12 @@ from ledger.database import reached
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import DataDir, Dsn, LedgerName, settings_of
 from ledger.migrations import require_migrated
+from ledger.settings import Settings
+from ledger.terminal import quoted
+
+if TYPE_CHECKING:
+    from ledger.audit.note import PublicKey
+    from ledger.audit.verify import KeptHead
 
 app = typer.Typer(help="Verify the history, prove a fact, take it home.", no_args_is_help=True)
 
@@ -23,6 +30,118 @@ PROGRAM: Final = Path(__file__).with_name("verify_bundle.py")
 TreeKey = Annotated[
     Path | None, typer.Option("--tree-key", help="The file of the signing key.  \\[tree.key in --data-dir]")
 ]
+PublicKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--public-key",
+        metavar="KEY|FILE",
+        help="The key that you trust, or its file; again for those that followed it.  \\[those beside --data-dir]",
+    ),
+]
+KeptHeads = Annotated[
+    list[Path] | None,
+    typer.Option("--head", metavar="FILE", help="A tree head that you have kept. Can be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+
+
+# --- the history -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def verify(
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    ledger: LedgerName = None,
+    public_keys: PublicKeys = None,
+    heads: KeptHeads = None,
+    read_models: Annotated[
+        bool, typer.Option("--read-models/--no-read-models", help="Compare the read models too.  \\[yes]")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Check the whole history: its order, every decision, what was signed, and the read models.
+
+    It only reads, as the role `auditor` may. Exits with 1 if anything is wrong, and names the first position that is.
+    """
+    from ledger.audit.verify import verify
+
+    settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
+    keys = [_public_key(each) for each in public_keys or ()] or _keys_beside(settings)
+    kept = [_kept_head(each) for each in heads or ()]
+    with reached(settings) as database, Bars() as bars:
+        require_migrated(database, settings.ledger)
+        report = verify(database, settings.ledger, keys=keys, kept=kept, read_models=read_models, progress=bars.show)
+    typer.echo(json.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
+    if not report.is_sound:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def digest(
+    at: Annotated[
+        int | None, typer.Option("--at", min=0, metavar="POSITION", help="As of this position.  \\[the head]")
+    ] = None,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    ledger: LedgerName = None,
+    as_json: Json = False,
+) -> None:
+    """Print a fingerprint of all that the log comes to at a position: the same wherever and whenever it is made."""
+    from ledger.audit.digest import FORMAT, AboveHead, NoDigest, digest
+
+    settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
+    with reached(settings) as database, Bars() as bars:
+        require_migrated(database, settings.ledger)
+        try:
+            made = digest(database, settings.ledger, at, lambda done, total: bars.show("log", done, total))
+        except AboveHead as error:
+            fail(str(error), EXIT_USAGE)
+        except NoDigest as error:
+            fail(str(error), EXIT_FAILED)
+    typer.echo(json.dumps({"format": FORMAT, **made._asdict()}) if as_json else made.line)
+
+
+def _public_key(given: str) -> PublicKey:
+    """A key as text, or that in a file."""
+    from ledger.audit.note import NoteInvalid, PublicKey
+
+    try:
+        return PublicKey.parse(given if "+" in given and not Path(given).is_file() else _read(Path(given)))
+    except NoteInvalid as error:
+        raise typer.BadParameter(f"{quoted(given)}: {error}.", param_hint="--public-key") from None
+
+
+def _kept_head(file: Path) -> KeptHead:
+    """A note from a file, which has to be that of a tree head."""
+    from ledger.audit.note import Note, NoteInvalid, TreeHead
+
+    note = _read(file)
+    try:
+        TreeHead.parse(Note.parse(note).text)
+    except NoteInvalid as error:
+        raise typer.BadParameter(f"{quoted(str(file))}: {error}.", param_hint="--head") from None
+    return str(file), note
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise typer.BadParameter(f"{quoted(str(file))}: {why}.") from None
+
+
+def _keys_beside(settings: Settings) -> list[PublicKey]:
+    """The keys of the ledger's own signer, where they are at hand."""
+    from ledger.audit.keys import KeyFiles, KeyUnusable
+
+    if settings.key_path is None:
+        return []
+    try:
+        return KeyFiles(settings.key_path, settings.origin).all_public_keys()
+    except KeyUnusable:
+        return []
 
 
 # --- taking the history home -----------------------------------------------------------------------------------------

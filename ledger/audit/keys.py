@@ -13,6 +13,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +62,14 @@ class KeyFiles:
         """The public halves of `signing_keys`."""
         return [key.public for key in self.signing_keys()]
 
+    def all_public_keys(self) -> list[PublicKey]:
+        """The public halves of all keys that were ever in use, the first one in front. Raises KeyUnusable."""
+        return [*(key.public for key in self.earlier_keys()), *self.public_keys()]
+
+    def earlier_keys(self) -> list[SigningKey]:
+        """The keys that were in use before, the first one in front. Raises KeyUnusable."""
+        return [_read(old, self.name) for old in self._old()]
+
     def signing_keys(self) -> list[SigningKey]:
         """The keys that sign the next head: that in use, and the one that is to follow it, if any."""
         keys = [self.key()]
@@ -68,12 +77,16 @@ class KeyFiles:
 
     def introduced(self) -> None:
         """A head by both keys is published: the next one is now in use."""
-        number = 1
-        while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-            number += 1
-        os.link(self.path, old)
+        os.link(self.path, self._old_path(len(self._old()) + 1))
         self._next.replace(self.path)
         _write(self._public, f"{self.key().public}\n")
+
+    def _old(self) -> list[Path]:
+        """The files of keys that were in use before, the oldest in front."""
+        return list(takewhile(Path.exists, map(self._old_path, count(1))))
+
+    def _old_path(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.old-{number}")
 
     # --- the last head -----------------------------------------------------------------------------------------------
 

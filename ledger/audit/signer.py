@@ -20,7 +20,7 @@ from psycopg.errors import UniqueViolation
 
 from ledger.audit.keys import KeyFiles, KeyUnusable
 from ledger.audit.merkle import EMPTY_ROOT, root_at
-from ledger.audit.note import Note, NoteInvalid, PublicKey, TreeHead, sign
+from ledger.audit.note import Note, NoteInvalid, PublicKey, SigningKey, TreeHead, sign
 from ledger.audit.tiles import Edge, Place, edge_of, node_of, places_of
 from ledger.postgres import connect, sql_blocks
 
@@ -56,6 +56,8 @@ class Signer:
         self._edge = Edge()
         self._number = 0
         self._signed_size = 0
+        self._heirs_of: list[SigningKey] = []
+        """Keys that signed the newest head where that in use did not: after a restore to before its introduction."""
         self._checked: TreeHead | None = None
         """The last head of ours that the tree here is known to be consistent with."""
         self._failure: str | None = None
@@ -151,9 +153,11 @@ class Signer:
             if self._edge.size == self._signed_size and len(keys) == 1:
                 return
             head = TreeHead(self._files.name, self._edge.size, self._edge.root())
-            note = sign(head.text, keys)
+            signing = [*self._heirs_of, *keys]
+            note = sign(head.text, signing)
             self._files.keep_head(note)
-            self._publish(connection, head, note, [key.public for key in keys])
+            self._publish(connection, head, note, [key.public for key in signing])
+            self._heirs_of = []
             if len(keys) > 1:
                 self._files.introduced()
                 log.info("tree_key_introduced", ledger=self._ledger, key=str(keys[-1].public))
@@ -222,10 +226,7 @@ class Signer:
     def _load(self, connection: Connection[Any]) -> None:
         row = connection.execute(SQL.newest_head).fetchone()
         self._number, size, root, note = row[:4] if row else (0, 0, EMPTY_ROOT, None)
-        if note is not None and not Note.parse(note).signers(self._files.public_keys()):
-            raise SigningRefused(
-                f"the newest tree head, number {self._number}, was signed by another key than {self._files.path}"
-            )
+        self._heirs_of = [] if note is None else self._heritage(Note.parse(note))
         places = {place for place, _ in edge_of(size)}
         tiles = read_tiles(connection, places)
         self._edge = Edge(size, tiles) if tiles.keys() == places else Edge()
@@ -233,6 +234,17 @@ class Signer:
         self._signed_size, self._checked = size, None
         if self._edge.root() != bytes(root):
             raise SigningRefused(f"the stored hashes of the tree are not those of head {self._number}, of size {size}")
+
+    def _heritage(self, note: Note) -> list[SigningKey]:
+        """The keys that have to sign beside the one in use, so that who trusts the newest head trusts the next."""
+        if note.signers(self._files.public_keys()):
+            return []
+        earlier = [key for key in self._files.earlier_keys() if note.signers([key.public])]
+        if not earlier:
+            raise SigningRefused(
+                f"the newest tree head, number {self._number}, was signed by another key than {self._files.path}"
+            )
+        return earlier
 
     def _disconnect(self) -> None:
         """What was taken in and not published is taken in again."""

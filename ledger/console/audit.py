@@ -6,14 +6,13 @@ from typing import Annotated, Final
 
 import typer
 
-from ledger.audit.console import app
 from ledger.console.call import Check
 from ledger.console.command import command
 from ledger.domain.ids import id_violation
 from ledger.exits import EXIT_FAILED, fail
 from ledger.terminal import quoted
 
-__all__ = ["app"]
+app = typer.Typer()
 
 KINDS: Final = ("account", "payment", "transfer")
 

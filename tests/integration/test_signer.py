@@ -328,6 +328,32 @@ def test_a_new_key_is_introduced_by_a_head_of_both(
     check_heads(db, [old, new])
 
 
+def test_a_copy_from_before_a_new_key_is_accepted_and_the_key_introduced_again(
+    dsn: str, ledger: str, history: History, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """The head that introduced the key is lost with the rest: so the next one is signed by both again."""
+    grow(history)
+    sign()
+    old, kept = files.key().public, heads(db)
+    tiles = db.execute("SELECT * FROM tree_tiles").fetchall()
+    new = files.prepare_next().public
+    grow(history, seed=12)
+    sign()
+    db.execute("DELETE FROM events WHERE position > %s", [kept[0][0]])
+    db.execute("DELETE FROM tree_heads WHERE number > 1; DELETE FROM tree_tiles")
+    for tile in tiles:
+        db.execute("INSERT INTO tree_tiles VALUES (%s, %s, %s)", tile)
+    db.execute("DELETE FROM tree_keys WHERE number > 1")
+    with pytest.raises(LogChanged):
+        sign()
+    accept_restore(dsn, ledger, files, "the disk failed", NOW)
+    db.execute("INSERT INTO events SELECT 'account/x', 1, max(position) + 1, 'AccountFrozen', now(), '{}' FROM events")
+    sign()
+    signers = [Note.parse(note).signers([old, new]) for _, _, note in heads(db)]
+    assert signers == [[old], [old, new]]
+    check_heads(db, [old, new])
+
+
 def test_a_key_that_others_can_read_is_not_used(files: KeyFiles) -> None:
     """With what to do about it; as are a file that is no key, and none."""
     files.path.chmod(0o640)

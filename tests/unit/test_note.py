@@ -79,6 +79,17 @@ def test_one_changed_character_anywhere_is_noticed(data: st.DataObject) -> None:
         read_head(note[:place] + letter + note[place + 1 :], [OLD.public])
 
 
+def test_a_signature_has_one_form() -> None:
+    """The last letter of its base64 has bits that mean nothing: with one of them set it is another note."""
+    note = sign(HEAD.text, [OLD])
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    assert note.endswith("=\n")
+    last = note[-3]
+    other = letters[letters.index(last) + 1]
+    with pytest.raises(NoteInvalid, match="base64"):
+        read_head(note[:-3] + other + "=\n", [OLD.public])
+
+
 @pytest.mark.parametrize(
     "text",
     [
