@@ -48,10 +48,15 @@ class CannotListen(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The clock that the whole server goes by, how far it may be off the database's, and how often it sweeps."""
+    """The clocks that a server goes by. Tests of what time brings move them."""
 
     clock: Callable[[], datetime] = utc_now
     clock_off_most_s: float = CLOCK_OFF_S
+    """How far the clock may be off the database's while commands are served."""
+
+    sweeper_clock: Callable[[], datetime] = utc_now
+    """May be behind the other, as that of a sweeper elsewhere may be: what it proposes is decided by the clock."""
+
     sweep_every_s: float = SWEEP_EVERY_S
 
 
@@ -78,7 +83,8 @@ async def _serve(settings: Settings, dsn: str, ready: Callable[[str], None], tim
     async with AsyncExitStack() as stack:
         parts = await _start_parts(settings, dsn, timing, stack)
         server, servicer, address = await _start_grpc(settings, parts)
-        sweeper = Sweeper(parts.committer, parts.queries.expired_payments, timing.clock, timing.sweep_every_s)
+        candidates = parts.queries.expired_payments
+        sweeper = Sweeper(parts.committer, candidates, timing.sweeper_clock, timing.sweep_every_s)
         for task in (asyncio.create_task(_watch(parts, servicer)), asyncio.create_task(sweeper.run())):
             stack.push_async_callback(_cancel, task)
         if await _until_serving(parts, servicer, stopping):
