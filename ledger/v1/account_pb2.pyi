@@ -32,7 +32,8 @@ class _AccountKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccountKi
     ACCOUNT_KIND_CUSTOMER: _AccountKind.ValueType  # 1
     """Somebody's money. `available` never goes below zero by a debit or an authorization."""
     ACCOUNT_KIND_EXTERNAL: _AccountKind.ValueType  # 2
-    """The world outside: a bank, a card scheme, cash. It has no credit limit and may go below zero, down to -10^18.
+    """The world outside: a bank, a card scheme, cash. It has no credit limit and may go below zero, down to -10^18
+    (`posted - reserved`: what is promised counts as spent).
     Money enters and leaves the ledger through such accounts, so all posted balances sum to zero per currency.
     """
 
@@ -44,7 +45,8 @@ ACCOUNT_KIND_UNSPECIFIED: AccountKind.ValueType  # 0
 ACCOUNT_KIND_CUSTOMER: AccountKind.ValueType  # 1
 """Somebody's money. `available` never goes below zero by a debit or an authorization."""
 ACCOUNT_KIND_EXTERNAL: AccountKind.ValueType  # 2
-"""The world outside: a bank, a card scheme, cash. It has no credit limit and may go below zero, down to -10^18.
+"""The world outside: a bank, a card scheme, cash. It has no credit limit and may go below zero, down to -10^18
+(`posted - reserved`: what is promised counts as spent).
 Money enters and leaves the ledger through such accounts, so all posted balances sum to zero per currency.
 """
 Global___AccountKind: _TypeAlias = AccountKind  # noqa: Y015

@@ -76,7 +76,8 @@ Reasons of FAILED_PRECONDITION (there may be more one day: then go by the status
   TOO_MANY_CHANGES                          the payment has 1,000 increments, captures and refunds
 
 If several things are wrong, the first of this list is reported: malformed, id used, not found, preconditions,
-currency, closed, frozen, amounts, funds.
+the payment's state (PAYMENT_..., TOO_MANY_CHANGES), currency, EXTERNAL_HAS_NO_LIMIT, closed, frozen, amounts,
+balance limit, funds. Of the payment's state, a refund minds PAYMENT_DECLINED and TOO_MANY_CHANGES alone.
 
 READING WHAT YOU WROTE
 
@@ -131,7 +132,9 @@ class _DeclineReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decline
     DECLINE_REASON_INSUFFICIENT_FUNDS: _DeclineReason.ValueType  # 3
     """The paying account's `available` is less than the amount."""
     DECLINE_REASON_BALANCE_LIMIT: _DeclineReason.ValueType  # 4
-    """A posted or reserved balance would go beyond 10^18 minor units."""
+    """A posted or reserved balance would go beyond 10^18 minor units; or an EXTERNAL account below -10^18 once all that is
+    reserved on it is captured.
+    """
 
 class DeclineReason(_DeclineReason, metaclass=_DeclineReasonEnumTypeWrapper):
     """Why an AuthorizePayment or PostTransfer was declined. Increments, captures and refunds that fail for one of these are
@@ -147,7 +150,9 @@ DECLINE_REASON_ACCOUNT_FROZEN: DeclineReason.ValueType  # 2
 DECLINE_REASON_INSUFFICIENT_FUNDS: DeclineReason.ValueType  # 3
 """The paying account's `available` is less than the amount."""
 DECLINE_REASON_BALANCE_LIMIT: DeclineReason.ValueType  # 4
-"""A posted or reserved balance would go beyond 10^18 minor units."""
+"""A posted or reserved balance would go beyond 10^18 minor units; or an EXTERNAL account below -10^18 once all that is
+reserved on it is captured.
+"""
 Global___DeclineReason: _TypeAlias = DeclineReason  # noqa: Y015
 
 class _SortOrder:

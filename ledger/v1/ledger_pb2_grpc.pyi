@@ -76,7 +76,8 @@ Reasons of FAILED_PRECONDITION (there may be more one day: then go by the status
   TOO_MANY_CHANGES                          the payment has 1,000 increments, captures and refunds
 
 If several things are wrong, the first of this list is reported: malformed, id used, not found, preconditions,
-currency, closed, frozen, amounts, funds.
+the payment's state (PAYMENT_..., TOO_MANY_CHANGES), currency, EXTERNAL_HAS_NO_LIMIT, closed, frozen, amounts,
+balance limit, funds. Of the payment's state, a refund minds PAYMENT_DECLINED and TOO_MANY_CHANGES alone.
 
 READING WHAT YOU WROTE
 
