@@ -71,7 +71,10 @@ class Conversation:
 
     def await_sweeper(self) -> None:
         """Let the sweeper record all that has expired."""
+        if not self.world.expired():
+            return
         self.agree = False
+        self.stage.sweep()
         eventually(self._all_is_swept)
         self.agree = True
 

@@ -185,19 +185,20 @@ LOOK_AT: Final = st.builds(
     KNOWN_AT,
     _one((1, st.none()), (1, MOMENTS)),
 )
-PAGE_SIZES: Final = st.integers(1, 5)
+PAGE_SIZES: Final = _some((4, 1), (3, 2), (1, 3), (1, 5))
 PAGES: Final = st.builds(
     ListOf,
-    _some(*zip((1, 3, 3, 5), LISTS, strict=True)),
-    _some((6, ""), *((1, name) for name in [*EUROS, "yumi", "new-1"])),
-    _some((8, ""), (1, "alice"), (1, "bank")),
-    _some((8, ""), (1, "bob"), (1, "shop")),
-    _one((2, st.just(())), (1, st.lists(st.integers(1, 12), max_size=4, unique=True))),
-    _some((6, ""), (2, "EUR"), (1, "JPY")),
-    _some((4, ""), (1, "order-1"), (1, "order-2")),
+    _some(*zip((1, 4, 3, 4), LISTS, strict=True)),
+    _some((10, ""), *((1, name) for name in [*EUROS, "yumi", "new-1"])),
+    _some((15, ""), (1, "alice"), (1, "bank")),
+    _some((15, ""), (1, "bob"), (1, "shop")),
+    _one((3, st.just(())), (1, st.lists(st.integers(1, 12), max_size=4, unique=True))),
+    _some((10, ""), (2, "EUR"), (1, "JPY")),
+    _some((8, ""), (1, "order-1"), (1, "order-2")),
     st.sampled_from(["recorded", "effective"]),
-    _one((2, st.none()), (1, MOMENTS)),
-    _one((2, st.none()), (1, MOMENTS)),
+    _one((3, st.none()), (1, MOMENTS)),
+    _one((3, st.none()), (1, MOMENTS)),
     st.integers(0, 2),
     _one((10, PAGE_SIZES), (1, st.just(0))),
 )
+SWEEPER: Final = _some((5, "slower"), (5, "quicker"), (1, "as quick"))

@@ -1,7 +1,8 @@
-"""The server as `ledger serve` runs it, by a clock that stands still until it is moved. `stage.py` runs this program.
+"""The server as `ledger serve` runs it, by clocks that stand still until they are moved. `stage.py` runs this program.
 
-It says `serving ADDRESS NOW` once it does. Each line that it reads is how many microseconds the clock shall go forward;
-it answers `moved` when it has. At the end of its input it stops, as on SIGTERM.
+It says `serving ADDRESS NOW` once it does. Of the lines that it reads, a number is how many microseconds the clock goes
+forward, and `sweep` lets the sweeper know how late it is; each is answered with `done`. At the end of its input it
+stops, as on SIGTERM.
 """
 
 from __future__ import annotations
@@ -22,34 +23,35 @@ from ledger.settings import Settings
 
 
 class Clock:
-    """Starts at the real time, and goes forward only when it is told to."""
+    """Starts at the real time, and goes forward only when it is told to. The sweeper's follows when that is told."""
 
     def __init__(self) -> None:
-        self._now = datetime.now(UTC)
-
-    def now(self) -> datetime:
-        return self._now
+        self.now = self.sweepers = datetime.now(UTC)
 
     def obey(self) -> None:
         for line in sys.stdin:
-            self._now += timedelta(microseconds=int(line))
-            print("moved", flush=True)
+            if line == "sweep\n":
+                self.sweepers = self.now
+            else:
+                self.now += timedelta(microseconds=int(line))
+            print("done", flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(folder: Path) -> None:
     clock = Clock()
-    log_output.configure("warning", "console")
+    timing = Timing(lambda: clock.now, math.inf, lambda: clock.sweepers, sweep_every_s=0.01)
 
     def ready(address: str) -> None:
-        print(f"serving {address} {clock.now().isoformat()}", flush=True)
+        print(f"serving {address} {clock.now.isoformat()}", flush=True)
 
     with EmbeddedPostgres(folder) as postgres:
         # A small memory: much is read back from the log, as after a restart. By a DSN: nothing is signed here.
         settings = Settings(listen="127.0.0.1:0", dsn=postgres.dsn, memory_most_streams=16)
+        log_output.configure("warning", settings.log_format)
         prepare(postgres.dsn, settings.ledger)
         Thread(target=clock.obey, daemon=True).start()
-        run(settings, postgres.dsn, ready, Timing(clock.now, clock_off_most_s=math.inf, sweep_every_s=0.01))
+        run(settings, postgres.dsn, ready, timing)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ class Stage:
         self.move(timedelta(seconds=1))
         if not self.is_tidy:
             self.move(timedelta(days=40))
+            self.sweep()
             eventually(self._nothing_can_expire)
             self.is_tidy = True
 
@@ -72,13 +73,20 @@ class Stage:
         return position == self.head and not is_held
 
     def move(self, by: timedelta) -> None:
-        """Let the server's clock go forward."""
+        """Let the server's clock go forward. The sweeper does not know of it yet."""
+        self._tell(str(by // INSTANT))
+        self.now += by
+
+    def sweep(self) -> None:
+        """Let the sweeper record what has expired by now, soon."""
+        self._tell("sweep")
+
+    def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{by // INSTANT}\n")
+        self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
-        assert self._process.stdout.readline() == "moved\n"
-        self.now += by
+        assert self._process.stdout.readline() == "done\n"
 
     def call(self, request: Message) -> Message | Refused:
         """The response to a request, or how it was refused."""

@@ -156,11 +156,14 @@ class Machine(RuleBasedStateMachine):
         if self.talk.listings:
             self.talk.turn_in_another_list(which)
 
-    @rule(by=drawing.WAITS, sweep=drawing.BOOLEANS)
-    def wait(self, by: int, sweep: bool) -> None:
+    @rule(by=drawing.WAITS, sweeper=drawing.SWEEPER)
+    def wait(self, by: int, sweeper: str) -> None:
+        """The next command may come before what has expired is recorded, after that, or at the same time."""
         self.talk.wait(by * INSTANT)
-        if sweep:
+        if sweeper == "quicker":
             self.talk.await_sweeper()
+        elif sweeper == "as quick":
+            self.stage.sweep()
 
     def _send(self, step: Any, terms: Terms, tick: int) -> None:
         self.talk.wait(tick * INSTANT)
