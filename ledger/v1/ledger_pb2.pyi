@@ -76,8 +76,9 @@ Reasons of FAILED_PRECONDITION (there may be more one day: then go by the status
   TOO_MANY_CHANGES                          the payment has 1,000 increments, captures and refunds
 
 If several things are wrong, the first of this list is reported: malformed, id used, not found, preconditions,
-the payment's state (PAYMENT_..., TOO_MANY_CHANGES), currency, EXTERNAL_HAS_NO_LIMIT, closed, frozen, amounts,
-balance limit, funds. Of the payment's state, a refund minds PAYMENT_DECLINED and TOO_MANY_CHANGES alone.
+currency, closed, frozen, amounts, funds.
+The state of an existing payment (PAYMENT_..., TOO_MANY_CHANGES) comes right before currency; of it, a refund minds
+PAYMENT_DECLINED and TOO_MANY_CHANGES alone. EXTERNAL_HAS_NO_LIMIT comes right after closed, BALANCE_LIMIT before funds.
 
 READING WHAT YOU WROTE
 

@@ -46,9 +46,9 @@ def set_credit_limit(world: World, request: Any) -> Any:
         return _so_already(world, request)
     require_met(world, request)
     require_currency(limit, account)
+    require_not_closed(account)
     if account.kind == ACCOUNT_KIND_EXTERNAL:
         raise forbidden("EXTERNAL_HAS_NO_LIMIT", account_id=account.account_id)
-    require_not_closed(account)
     used = account.reserved - account.posted
     if limit.minor_units < used:
         raise forbidden("LIMIT_BELOW_USE", account_id=account.account_id, used=used)
