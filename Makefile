@@ -45,6 +45,7 @@ bench: .venv/.dev  ## Measure, each figure beside its floor
 
 bench-audit: .venv/.dev  ## Measure what the audit costs: tree, proofs, verify, beside a bare read
 	$(BIN)/python bench/audit.py
+	$(BIN)/python bench/verify.py
 
 lock: .venv/.dev  ## Pin the newest versions that requirements/*.in allow, with hashes
 	$(BIN)/python scripts/lock.py

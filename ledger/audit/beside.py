@@ -23,6 +23,9 @@ Told: TypeAlias = Callable[[int], None]
 class SecondProcessEnded(Exception):
     """The process that read the log by stream ended before it was through."""
 
+    def __init__(self) -> None:
+        super().__init__("the second process ended before it was through: it was killed, or ran out of memory")
+
 
 class Reading(Protocol):
     """A reading by stream, under way or to come."""
@@ -67,7 +70,7 @@ class ReadingBeside:
         """Wait for what comes next. Raises the psycopg error that ended the process, if one did."""
         try:
             said = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise SecondProcessEnded from None
         if isinstance(said, psycopg.Error):
             raise said

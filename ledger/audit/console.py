@@ -15,7 +15,6 @@ from ledger.database import reached
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import DataDir, Dsn, LedgerName, settings_of
 from ledger.migrations import require_migrated
-from ledger.settings import Settings
 from ledger.terminal import quoted
 
 if TYPE_CHECKING:
@@ -29,14 +28,6 @@ PROGRAM: Final = Path(__file__).with_name("verify_bundle.py")
 
 TreeKey = Annotated[
     Path | None, typer.Option("--tree-key", help="The file of the signing key.  \\[tree.key in --data-dir]")
-]
-PublicKeys = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--public-key",
-        metavar="KEY|FILE",
-        help="The key that you trust, or its file; again for those that followed it.  \\[those beside --data-dir]",
-    ),
 ]
 KeptHeads = Annotated[
     list[Path] | None,
@@ -53,7 +44,9 @@ def verify(
     dsn: Dsn = None,
     data_dir: DataDir = None,
     ledger: LedgerName = None,
-    public_keys: PublicKeys = None,
+    public_key: Annotated[
+        str | None, typer.Option("--public-key", metavar="TEXT|FILE", help="The ledger's public key, which you trust.")
+    ] = None,
     heads: KeptHeads = None,
     read_models: Annotated[
         bool, typer.Option("--read-models/--no-read-models", help="Compare the read models too.  \\[yes]")
@@ -64,14 +57,20 @@ def verify(
 
     It only reads, as the role `auditor` may. Exits with 1 if anything is wrong, and names the first position that is.
     """
+    from ledger.audit.beside import SecondProcessEnded
     from ledger.audit.verify import verify
 
     settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
-    keys = [_public_key(each) for each in public_keys or ()] or _keys_beside(settings)
+    key = None if public_key is None else _public_key(public_key)
     kept = [_kept_head(each) for each in heads or ()]
     with reached(settings) as database, Bars() as bars:
         require_migrated(database, settings.ledger)
-        report = verify(database, settings.ledger, keys=keys, kept=kept, read_models=read_models, progress=bars.show)
+        try:
+            report = verify(database, settings.ledger, key=key, kept=kept, read_models=read_models, progress=bars.show)
+        except KeyboardInterrupt:
+            fail("stopped before the end: nothing is known")
+        except SecondProcessEnded as error:
+            fail(str(error))
     typer.echo(json.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
     if not report.is_sound:
         raise typer.Exit(EXIT_FAILED)
@@ -130,18 +129,6 @@ def _read(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "is not UTF-8"
         raise typer.BadParameter(f"{quoted(str(file))}: {why}.") from None
-
-
-def _keys_beside(settings: Settings) -> list[PublicKey]:
-    """The keys of the ledger's own signer, where they are at hand."""
-    from ledger.audit.keys import KeyFiles, KeyUnusable
-
-    if settings.key_path is None:
-        return []
-    try:
-        return KeyFiles(settings.key_path, settings.origin).all_public_keys()
-    except KeyUnusable:
-        return []
 
 
 # --- taking the history home -----------------------------------------------------------------------------------------

@@ -61,27 +61,32 @@ class Break:
 
 
 class Trust:
-    """The keys by which notes are checked; without any, no signature is.
+    """The keys by which notes are checked, in the order in which they were introduced.
 
-    The first is trusted from the beginning, the others from the head on that one which is trusted has signed as well.
+    Each signs until a head is signed by the next one as well; from then on that one has to sign.
     """
 
     def __init__(self, keys: Sequence[PublicKey]) -> None:
         self.keys = tuple(keys)
-        self._followed = set(keys[:1])
+        self._in_use = 0
+
+    @property
+    def not_introduced(self) -> tuple[PublicKey, ...]:
+        """Those that no head has introduced yet."""
+        return self.keys[self._in_use + 1 :]
 
     def require(self, note: Note) -> None:
         """Raise NoteInvalid unless one of the keys has signed."""
-        if self.keys and not note.signers(self.keys):
+        if not note.signers(self.keys):
             raise NoteInvalid(_signed_by(note))
 
     def follow(self, note: Note) -> None:
-        """The same for the next head of those that follow each other: keys are introduced by them."""
-        if self.keys:
-            signers = set(note.signers(self.keys))
-            if not signers & self._followed:
-                raise NoteInvalid(_signed_by(note))
-            self._followed |= signers
+        """Raise NoteInvalid unless the key has signed that is in use by now. Heads have to come in their order."""
+        signers = note.signers(self.keys)
+        if not self.keys or self.keys[self._in_use] not in signers:
+            raise NoteInvalid(_signed_by(note))
+        while self.not_introduced and self.not_introduced[0] in signers:
+            self._in_use += 1
 
 
 def _signed_by(note: Note) -> str:
@@ -92,13 +97,34 @@ def _signed_by(note: Note) -> str:
 class Heads:
     """Reads what was signed; what is wrong with a note itself goes to the findings."""
 
-    def __init__(self, connection: Connection[Any], findings: Findings, trust: Trust) -> None:
-        self._connection, self._findings, self._trust = connection, findings, trust
+    def __init__(self, connection: Connection[Any], findings: Findings, trusted: PublicKey | None = None) -> None:
+        """`trusted` is the key that the auditor was given; without one the ledger's own word is taken for its keys."""
+        self._connection, self._findings = connection, findings
+        keys = self._stored_keys()
+        if trusted is not None and trusted not in keys:
+            what = "the key that is trusted is not one of them"
+            self._findings.add(Finding(Kind.HEADS, what, place="the ledger's keys"))
+            keys = [trusted]
+        self._trust = Trust(keys)
         self.published = 0
         """How many heads the database has, as far as they were read; and the largest of them:"""
         self.largest: Signed | None = None
-        self.signed_by = ""
-        """Who signed the first of them, by its own word."""
+
+    @property
+    def keys(self) -> tuple[PublicKey, ...]:
+        """The keys that signatures are checked with."""
+        return self._trust.keys
+
+    def _stored_keys(self) -> list[PublicKey]:
+        keys = []
+        for number, text in self._connection.execute(SQL.keys):
+            try:
+                keys.append(PublicKey.parse(text))
+                if number != len(keys):
+                    raise NoteInvalid("a key before it is missing")
+            except NoteInvalid as error:
+                self._findings.add(Finding(Kind.HEADS, printable(str(error)), place=f"key {number:,}"))
+        return keys
 
     def read(self) -> Iterator[Signed]:
         """The heads of the database in the order of their sizes, which must be that of their numbers."""
@@ -111,13 +137,15 @@ class Heads:
                 self.published = number
                 self.largest = self._published(place, size, bytes(root), note)
                 yield self.largest
+        for key in self._trust.not_introduced:
+            what = "no head has introduced it, signed by the key before as well"
+            self._findings.add(Finding(Kind.HEADS, what, place=f"key {printable(str(key))}"))
 
     def _published(self, place: str, size: int, root: bytes, text: str) -> Signed:
         signed = Signed(size, root, place, is_sound=False, is_published=True)
         try:
             note = Note.parse(text)
             head = TreeHead.parse(note.text)
-            self.signed_by = self.signed_by or ", ".join(f"{each.name}+{each.key_id.hex()}" for each in note.signatures)
             self._trust.follow(note)
         except NoteInvalid as error:
             self._findings.add(Finding(Kind.SIGNATURE, printable(str(error)), size, place=place))
@@ -129,10 +157,11 @@ class Heads:
         return Signed(size, root, place, is_published=True)
 
     def kept(self, name: str, text: str) -> Signed:
-        """A head that an auditor has kept. Raises NoteInvalid if it is none."""
+        """A head that an auditor has kept, and believes whoever has signed it. Raises NoteInvalid if it is none."""
         note = Note.parse(text)
         head = TreeHead.parse(note.text)
-        return Signed(head.size, head.root, name, is_sound=self._is_signed(note, name, head.size))
+        self._check_signature(note, name, head.size)
+        return Signed(head.size, head.root, name)
 
     def breaks(self) -> list[Break]:
         """Every break, in order."""
@@ -145,15 +174,13 @@ class Heads:
             except NoteInvalid as error:
                 self._findings.add(Finding(Kind.SIGNATURE, printable(str(error)), place=place))
                 continue
-            self._is_signed(note, place, found[-1].size)
+            self._check_signature(note, place, found[-1].size)
             if number != len(found):
                 self._findings.add(Finding(Kind.HEADS, "a break is missing before it", place=place))
         return found
 
-    def _is_signed(self, note: Note, place: str, size: int) -> bool:
+    def _check_signature(self, note: Note, place: str, size: int) -> None:
         try:
             self._trust.require(note)
         except NoteInvalid as error:
             self._findings.add(Finding(Kind.SIGNATURE, printable(str(error)), size, place=place))
-            return False
-        return True

@@ -62,10 +62,6 @@ class KeyFiles:
         """The public halves of `signing_keys`."""
         return [key.public for key in self.signing_keys()]
 
-    def all_public_keys(self) -> list[PublicKey]:
-        """The public halves of all keys that were ever in use, the first one in front. Raises KeyUnusable."""
-        return [*(key.public for key in self.earlier_keys()), *self.public_keys()]
-
     def earlier_keys(self) -> list[SigningKey]:
         """The keys that were in use before, the first one in front. Raises KeyUnusable."""
         return [_read(old, self.name) for old in self._old()]

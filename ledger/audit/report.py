@@ -26,11 +26,11 @@ class Report:
     largest: Signed | None
     """How many heads are published, and the largest of them."""
 
-    signed_by: str
-    """Who signed the first of them, by its own word."""
-
     keys: tuple[PublicKey, ...]
-    """What signatures were checked with; without any, none was."""
+    """What signatures were checked with, in the order in which they were introduced."""
+
+    is_key_given: bool
+    """Whether the auditor brought one of them along; the ledger itself can name any."""
 
     kept: int
     """How many heads the auditor had kept."""
@@ -74,12 +74,10 @@ class Report:
             after = f"; {self.events - self.largest.size:,} events after it" if self.events > self.largest.size else ""
             root = b64encode(self.largest.root).decode()
             yield f"heads: {self.heads:,}, the largest of size {self.largest.size:,} with root {root}{after}"
-            if self.keys:
-                yield from (f"key: {each}" for each in self.keys)
-            else:
-                yield f"key: signatures were NOT checked; by their own word they are of {printable(self.signed_by)}"
+            for each in self.keys:
+                yield f"key: {each}" if self.is_key_given else f"key, by the ledger's OWN word: {each}"
         if self.kept:
-            yield f"kept: {self.kept:,} of your own heads were held against the log"
+            yield f"kept: {self.kept:,} of your own heads {'was' if self.kept == 1 else 'were'} held against the log"
         yield from (each.line for each in self.breaks)
         if self.compared_at is None:
             yield "read models: not looked at"
@@ -107,6 +105,7 @@ class Report:
             "heads": self.heads,
             "largest_head": largest,
             "public_keys": [str(each) for each in self.keys],
+            "public_key_given": self.is_key_given,
             "kept_heads": self.kept,
             "breaks": breaks,
             "read_models": {"position": self.compared_at, "stopped": self.stopped},

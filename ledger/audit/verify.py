@@ -11,7 +11,7 @@ from ledger.audit.beside import Reading, ReadingHere, reading_beside
 from ledger.audit.changes import first_change
 from ledger.audit.collector import collector_at_rest
 from ledger.audit.findings import Findings
-from ledger.audit.heads import Heads, Trust
+from ledger.audit.heads import Heads
 from ledger.audit.note import PublicKey
 from ledger.audit.past import PAST_MOST_STREAMS, Past
 from ledger.audit.positions import Positions
@@ -33,7 +33,7 @@ def verify(
     dsn: str,
     ledger: str,
     *,
-    keys: Sequence[PublicKey] = (),
+    key: PublicKey | None = None,
     kept: Sequence[KeptHead] = (),
     read_models: bool = True,
     progress: Progress = lambda *_: None,
@@ -42,6 +42,7 @@ def verify(
 ) -> Report:
     """Check a ledger from its first position to its last, as it is at one moment.
 
+    `key` is the one that the auditor trusts, whichever of the ledger's keys it is; without one they are all believed.
     From `beside_from` events on, a second process reads the log by stream; `memory_most` accounts and payments are
     remembered. Raises NoteInvalid if something that was kept is no head, and psycopg's errors.
     """
@@ -50,7 +51,7 @@ def verify(
         connection = stack.enter_context(opened(dsn, ledger))
         stack.enter_context(collector_at_rest())
         total = head_of(connection)
-        heads = Heads(connection, findings, Trust(keys))
+        heads = Heads(connection, findings, key)
         signed, breaks = [heads.kept(*each) for each in kept], heads.breaks()
 
         def told_of_streams(done: int) -> None:
@@ -75,8 +76,8 @@ def verify(
         streams=seen.streams,
         heads=heads.published,
         largest=heads.largest,
-        signed_by=heads.signed_by,
-        keys=tuple(keys),
+        keys=heads.keys,
+        is_key_given=key is not None,
         kept=len(kept),
         breaks=tuple(breaks),
         compared_at=seen.checkpoint,

@@ -114,11 +114,19 @@ class LedgerServer:
     def log(self) -> str:
         return (self._folder / "server.log").read_text()
 
+    @property
+    def is_given(self) -> bool:
+        """Whether it is on a Postgres that was there before."""
+        return self._given is not None
+
+    def dsn(self, role: str = "owner") -> str:
+        """The connection string for a role; on a Postgres that was given it is the one that was given."""
+        return self._given or run_ledger("dsn", "--data-dir", self._folder / "data", "--role", role).stdout.strip()
+
     @contextmanager
     def database(self) -> Iterator[psycopg.Connection[Any]]:
         """A connection whose tables are the ledger's."""
-        dsn = self._given or run_ledger("dsn", "--data-dir", self._folder / "data").stdout.strip()
-        with psycopg.connect(dsn, options=f"-c search_path=ledger_{self.ledger} -c timezone=UTC") as connection:
+        with psycopg.connect(self.dsn(), options=f"-c search_path=ledger_{self.ledger} -c timezone=UTC") as connection:
             yield connection
 
     @contextmanager

@@ -460,7 +460,9 @@ def rewrite_history_and_the_tree(case: Case) -> Expected:
 @tampering
 def rewrite_history_and_sign_it_with_another_key(case: Case) -> Expected:
     rewrite(case)
-    grow_tree_again(case, SigningKey(ORIGIN, Ed25519PrivateKey.generate()))
+    key = SigningKey(ORIGIN, Ed25519PrivateKey.generate())
+    grow_tree_again(case, key)
+    case.db.execute("UPDATE tree_keys SET public_key = %s", (str(key.public),))
     return kept_head_tells(case)
 
 
@@ -695,6 +697,20 @@ def remove_a_head(case: Case) -> Expected:
     number, _, _ = some_head(case)
     case.db.execute("DELETE FROM tree_heads WHERE number = %s", (number,))
     return Expected({Kind.HEADS}, place=f"head {number + 1}")
+
+
+@tampering
+def name_another_key(case: Case) -> Expected:
+    key = SigningKey(ORIGIN, Ed25519PrivateKey.generate())
+    case.db.execute("UPDATE tree_keys SET public_key = %s", (str(key.public),))
+    return Expected({Kind.HEADS}, place="the ledger's keys")
+
+
+@tampering
+def name_one_key_more(case: Case) -> Expected:
+    key = SigningKey(ORIGIN, Ed25519PrivateKey.generate())
+    case.db.execute("INSERT INTO tree_keys VALUES (2, %s, 3)", (str(key.public),))
+    return Expected({Kind.HEADS}, place=f"key {key.public}")
 
 
 # --- the read models -------------------------------------------------------------------------------------------------

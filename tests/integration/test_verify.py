@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple
 import psycopg
 import pytest
 from checks import Row, read_log
-from conftest import Desk
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from domain import authorize, capture, expire, freeze, leg, open_account, refund, transfer, unfreeze
 from psycopg import sql
@@ -57,7 +56,7 @@ class Sound(NamedTuple):
 
     def verify(self, dsn: str | None = None, **more: Any) -> Report:
         """As the auditor does it."""
-        return verify(dsn or self.dsn, "main", **{"keys": [self.key], "kept": [self.kept], **more})
+        return verify(dsn or self.dsn, "main", **{"key": self.key, "kept": [self.kept], **more})
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +137,7 @@ def test_a_sound_ledger_is_found_sound(sound: Sound, way: dict[str, Any]) -> Non
     assert len({row.topic for row in sound.log}) == 18
 
 
-def test_what_a_committer_has_recorded_is_sound(dsn: str, ledger: str, serve: Callable[..., Desk]) -> None:
+def test_what_a_committer_has_recorded_is_sound(dsn: str, ledger: str, serve: Callable[..., Any]) -> None:
     """Batches that hold together or don't, retries, refusals, dry runs, and a sweep by another actor."""
     with connect(dsn, ledger, "test") as connection:
         create_tables(connection)
@@ -221,50 +220,81 @@ def test_read_models_that_are_behind_are_compared_where_they_are(dsn: str, ledge
 # --- keys and breaks -------------------------------------------------------------------------------------------------
 
 
-def test_a_key_is_followed_by_another_that_it_has_introduced(
-    dsn: str, ledger: str, history: History, tmp_path: Path
-) -> None:
-    """Given in their order all is well. Without the first, or without the second, some heads are nobody's."""
+@pytest.fixture
+def rotated(dsn: str, ledger: str, history: History, tmp_path: Path) -> list[PublicKey]:
+    """The keys of a ledger with four heads: the second key was introduced by the third, and has signed the fourth."""
     files = KeyFiles(tmp_path / "tree.key", ORIGIN)
-    files.make()
+    keys = [files.make().public]
     for number in range(4):
         history.live(Random(number), 10)
         history.write()
         if number == 2:
-            files.prepare_next()
+            keys.append(files.prepare_next().public)
         sign(dsn, files, ledger)
-    first, second = files.all_public_keys()
     follow(dsn, ledger)
-    assert verify(dsn, ledger, keys=[first, second]).is_sound
-    assert verify(dsn, ledger).is_sound
-    without_second = verify(dsn, ledger, keys=[first])
-    assert [(each.kind, each.place) for each in without_second.findings] == [(Kind.SIGNATURE, "head 4")]
-    without_first = verify(dsn, ledger, keys=[second])
-    assert [(each.kind, each.place) for each in without_first.findings] == [
-        (Kind.SIGNATURE, "head 1"),
-        (Kind.SIGNATURE, "head 2"),
-    ]
+    return keys
 
 
-def test_a_key_that_nobody_introduced_is_not_followed(dsn: str, ledger: str, history: History, tmp_path: Path) -> None:
-    """Whoever brings a key of his own has to be named by the one before, even to auditors who know him."""
-    files = KeyFiles(tmp_path / "tree.key", ORIGIN)
+def test_a_key_is_followed_by_another_that_it_has_introduced(dsn: str, ledger: str, rotated: list[PublicKey]) -> None:
+    """Whichever of them the auditor was given; without one the report says whose word it takes for them."""
+    for key in (*rotated, None):
+        report = verify(dsn, ledger, key=key)
+        assert report.is_sound, lines(report)
+        assert report.keys == tuple(rotated)
+        assert report.is_key_given == (key is not None)
+    assert sum("by the ledger's OWN word" in each for each in report.lines()) == 2
+
+
+def test_a_key_that_the_ledger_does_not_name_trusts_no_head(dsn: str, ledger: str, rotated: list[PublicKey]) -> None:
+    """Heads in the right order, each of them signed: but not for this auditor."""
+    stranger = SigningKey(ORIGIN, Ed25519PrivateKey.generate()).public
+    report = verify(dsn, ledger, key=stranger)
+    places = [(each.kind, each.place) for each in report.findings]
+    assert places == [*((Kind.SIGNATURE, f"head {n}") for n in range(1, 5)), (Kind.HEADS, "the ledger's keys")]
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ("DELETE FROM tree_keys", "head 1"),
+        ("DELETE FROM tree_keys WHERE number = 1", "head 1"),
+        ("DELETE FROM tree_keys WHERE number = 2", "head 4"),
+        ("UPDATE tree_keys SET number = 3 - number + 10", "head 1"),
+        ("UPDATE tree_keys SET public_key = 'nonsense' WHERE number = 2", "head 4"),
+    ],
+)
+def test_keys_that_were_changed_are_missed(
+    dsn: str, ledger: str, rotated: list[PublicKey], change: str, place: str
+) -> None:
+    """By who was given the first one, and by who was given none."""
+    with connect(dsn, ledger, "test") as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(change.encode())
+    for key in (rotated[0], None):
+        report = verify(dsn, ledger, key=key)
+        assert not report.is_sound
+        assert (report.findings[0].kind, report.findings[0].place) in [
+            (Kind.SIGNATURE, place),
+            (Kind.SIGNATURE, "head 4"),
+        ], lines(report)
+
+
+def test_a_key_that_nobody_introduced_is_not_followed(dsn: str, ledger: str, rotated: list[PublicKey]) -> None:
+    """Whoever brings a key of his own has to be named by the one before."""
     stranger = SigningKey(ORIGIN, Ed25519PrivateKey.generate())
-    keys = [files.make().public, stranger.public]
-    history.write()
-    sign(dsn, files, ledger)
-    follow(dsn, ledger)
     with connect(dsn, ledger, "test") as connection:
         head = TreeHead.parse(Note.parse(newest_note(dsn, ledger)).text)
-        row = head.size, head.root, signed(head.text, [stranger])
-        connection.execute("INSERT INTO tree_heads (number, tree_size, root_hash, note) VALUES (2, %s, %s, %s)", row)
-    report = verify(dsn, ledger, keys=keys)
-    assert [(each.kind, each.place) for each in report.findings] == [(Kind.SIGNATURE, "head 2")]
+        add = "INSERT INTO tree_heads (number, tree_size, root_hash, note) VALUES (5, %s, %s, %s)"
+        connection.execute(add, (head.size, head.root, signed(head.text, [stranger])))
+        connection.execute("INSERT INTO tree_keys VALUES (3, %s, 5)", (str(stranger.public),))
+    report = verify(dsn, ledger, key=rotated[0])
+    places = [(each.kind, each.place) for each in report.findings]
+    assert places == [(Kind.SIGNATURE, "head 5"), (Kind.HEADS, f"key {stranger.public}")]
 
 
 @pytest.mark.parametrize(("transfers", "kind"), [(0, Kind.TAIL), (1, Kind.TAIL), (50, Kind.ROOT)])
 def test_a_restored_copy_is_told_by_the_head_that_was_kept(
-    dsn: str, tmp_path: Path, serve: Callable[..., Desk], transfers: int, kind: Kind
+    dsn: str, tmp_path: Path, serve: Callable[..., Any], transfers: int, kind: Kind
 ) -> None:
     """Whether or not it was written on, by the rules and with the right key; and a break says openly that it was."""
     files = KeyFiles(tmp_path / "tree.key", ORIGIN)
@@ -288,8 +318,8 @@ def test_a_restored_copy_is_told_by_the_head_that_was_kept(
         desk.committer.stop()
         sign(restored, files)
         follow(restored)
-        assert verify(restored, "main", keys=[key]).is_sound
-        report = verify(restored, "main", keys=[key], kept=[kept])
+        assert verify(restored, "main", key=key).is_sound
+        report = verify(restored, "main", key=key, kept=[kept])
     first = report.findings[0]
     where = older + 1 + 3 * transfers if kind is Kind.TAIL else history.head
     assert (first.kind, first.position) == (kind, where), lines(report)
@@ -345,9 +375,9 @@ def test_what_was_signed_can_be_changed_unseen_only_by_whoever_has_the_key(sound
     """History written anew with all that follows is sound to an auditor who has kept nothing and trusts any key."""
     with tampered(sound, dsn, TAMPERINGS["rewrite_history_and_sign_it_with_another_key"]) as (at, _):
         trusting = verify(at, "main", read_models=False)
-        knowing = verify(at, "main", keys=[sound.key], read_models=False)
+        knowing = verify(at, "main", key=sound.key, read_models=False)
     assert trusting.is_sound, lines(trusting)
-    assert {each.kind for each in knowing.findings} == {Kind.SIGNATURE}
+    assert {each.kind for each in knowing.findings} == {Kind.SIGNATURE, Kind.HEADS}
 
 
 # --- what is said of it ----------------------------------------------------------------------------------------------

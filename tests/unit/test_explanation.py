@@ -1,0 +1,55 @@
+"""Explanations: events of older class versions are compared by what they say, those of today by their bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from domain import START, Ledger, close, open_account
+
+from ledger.audit.explanation import Tried, explain
+from ledger.audit.findings import Kind
+from ledger.audit.snapshot import EPOCH, US, Row
+from ledger.domain.events import LedgerEvent
+from ledger.upcasters import EventMapper
+
+
+class NextRelease(EventMapper):
+    """As if the next class version had come, with an upcaster that adds nothing."""
+
+    def fields_of(self, topic: str, state: bytes) -> tuple[type[LedgerEvent], dict[str, Any]]:
+        kind, fields = super().fields_of(topic, state)
+        return kind, {**fields, "class_version": 2}
+
+
+def closing() -> LedgerEvent:
+    ledger = Ledger()
+    ledger.do(open_account("a"))
+    (event,) = ledger.emitted(close("a", reason="done"))
+    return event
+
+
+def row_of(event: LedgerEvent, state: bytes) -> Row:
+    return event.command_position, event.stream, event.originator_version, "AccountClosed", (START - EPOCH) // US, state
+
+
+def test_an_event_of_an_older_class_version_is_right_if_it_says_the_right_thing() -> None:
+    """Its bytes can't be those of today."""
+    event, mapper = closing(), NextRelease()
+    decided = event.model_copy(update={"class_version": 2})
+    row = row_of(event, EventMapper().to_stored_event(event).state)
+    assert explain([row], 0, Tried([decided]), mapper).finding is None
+    other = decided.model_copy(update={"reason": "another"})
+    finding = explain([row], 0, Tried([other]), mapper).finding
+    assert finding is not None
+    assert (finding.kind, finding.what) == (Kind.DECISION, "reason is done, and another by the rules")
+
+
+def test_an_event_of_today_has_to_have_the_bytes_of_today() -> None:
+    """The same said in another way is another leaf of the tree."""
+    event, mapper = closing(), EventMapper()
+    state = mapper.to_stored_event(event).state
+    row = row_of(event, state.replace(b'":', b'": '))
+    finding = explain([row], 0, Tried([event]), mapper).finding
+    assert finding is not None
+    assert (finding.kind, finding.position) == (Kind.BYTES, event.command_position)
+    assert explain([row_of(event, state)], 0, Tried([event]), mapper).finding is None
