@@ -55,7 +55,7 @@ CONSOLE: Final = [line for block in blocks("console") for line in block.splitlin
 SHELL_COMMANDS: Final = [line.removeprefix("$ ") for line in CONSOLE if line.startswith("$ ")]
 
 
-AUDITS: Final = ("audit public-key", "audit export", "audit check")
+AUDITS: Final = ("audit public-key", "audit verify", "audit export", "audit check")
 
 (LIFE,) = (block for block in blocks("console") if "$ ledger payment" in block)
 """A payment's life, from the shell."""
@@ -219,6 +219,11 @@ def test_psql_shows_the_balances(shown: Shown) -> None:
 def test_auditors_are_given_the_key_that_heads_are_signed_with(shown: Shown) -> None:
     """In the form of signed notes."""
     assert re.fullmatch(r"ledger/main\+[0-9a-f]{8}\+[\w+/=]+\n", shown.shell(command_with("ledger audit public-key")))
+
+
+def test_the_history_is_verified_beside_the_server(shown: Shown) -> None:
+    """All of it, with what the server has signed meanwhile."""
+    assert shown.shell(command_with("ledger audit verify")).startswith("ledger main is sound: ")
 
 
 def test_the_history_is_taken_home_and_checked_there(shown: Shown) -> None:
