@@ -1,4 +1,4 @@
-"""Measure `ledger audit verify` and `digest`, beside the bare read of the same rows: part of `make bench-audit`.
+"""Measure verify, digest and rebuild beside the bare read of the same rows: part of `make bench-audit`.
 
 The history is one that the rules have decided: payments authorized, nine in ten captured, one in twenty refunded.
 Rounds are interleaved with their floor; what is printed is the median.
@@ -35,6 +35,7 @@ from ledger.embedded import EmbeddedPostgres
 from ledger.postgres import connect
 from ledger.upcasters import EventMapper
 from projections.follower import Follower
+from projections.rebuild import Rebuild
 
 ACCOUNTS = 1_000
 COPY = "COPY events (stream, version, position, topic, recorded_at, state) FROM STDIN (FORMAT BINARY)"
@@ -100,6 +101,16 @@ def digested(dsn: str) -> float:
     return digest(dsn, "main").position / (time.perf_counter() - began)
 
 
+def rebuilt(dsn: str) -> float:
+    """Events/s of a rebuild of the read models, the comparison and the swap included."""
+    began = time.perf_counter()
+    with Rebuild(dsn, "main") as building:
+        building.catch_up()
+        assert not building.compare().different
+        building.swap()
+        return building.position / (time.perf_counter() - began)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--payments", type=int, default=60_000, help="about five events each")
@@ -109,6 +120,7 @@ def main() -> None:
         "verify": verified,
         "verify --no-read-models": lambda dsn: verified(dsn, read_models=False),
         "digest": digested,
+        "projections rebuild": rebuilt,
     }
     rates: dict[str, list[float]] = {name: [] for name in ("bare read", *scenarios)}
     with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder) / "data") as postgres:
