@@ -74,8 +74,9 @@ class KeyFiles:
     def introduced(self) -> None:
         """A head by both keys is published: the next one is now in use."""
         os.link(self.path, self._old_path(len(self._old()) + 1))
+        # First the public half: killed before the last line, the next signer finds the key still to be introduced.
+        _write(self._public, f"{_read(self._next, self.name).public}\n")
         self._next.replace(self.path)
-        _write(self._public, f"{self.key().public}\n")
 
     def _old(self) -> list[Path]:
         """The files of keys that were in use before, the oldest in front."""

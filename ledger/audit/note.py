@@ -170,7 +170,7 @@ class TreeHead:
         if len(lines) < 4 or not lines[0]:
             raise NoteInvalid("a tree head has three lines: origin, size and root")
         origin, digits, encoded = lines[:3]
-        if not (digits.isascii() and digits.isdigit()) or (digits[0] == "0" and digits != "0"):
+        if not (digits.isascii() and digits.isdigit()) or (digits[0] == "0" and digits != "0") or len(digits) > 19:
             raise NoteInvalid("the size of a tree head is not a plain decimal number")
         root = _from_base64(encoded, "the root of a tree head")
         if len(root) != HASH_BYTES:

@@ -110,7 +110,16 @@ def test_what_is_not_a_note_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["\n1\nAA==\n", "o\n01\nAA==\n", "o\n-1\nAA==\n", "o\n1\nAA==\n", "o\n1\n!\n", "o\n1\n"]
+    "text",
+    [
+        "\n1\nAA==\n",
+        "o\n01\nAA==\n",
+        "o\n-1\nAA==\n",
+        "o\n1\nAA==\n",
+        "o\n1\n!\n",
+        "o\n1\n",
+        f"o\n{'9' * 5_000}\nAA==\n",
+    ],
 )
 def test_what_is_not_a_head_is_refused(text: str) -> None:
     """A size with a sign or a zero before it, a root that is no hash."""
