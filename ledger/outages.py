@@ -56,6 +56,6 @@ class WritesStopped(Outage):
 
 
 class Internal(Outage):
-    """Something went wrong in this server, and nothing was recorded. It is in the server's log."""
+    """Something went wrong in this server, whose log has it. Send the same ids again: the answer tells what is so."""
 
     code = "INTERNAL"

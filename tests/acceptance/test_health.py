@@ -21,7 +21,21 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from serving import LEDGER, LedgerServer, environment, eventually, serving
-from test_api import RPCS, Client, Refused, authorize, batch, check_log, leg, opening, refused_by, transfer
+from test_api import (
+    RPCS,
+    Client,
+    Refused,
+    authorize,
+    batch,
+    check_log,
+    freeze,
+    leg,
+    opening,
+    refused_by,
+    result_of,
+    transfer,
+)
+from test_cli import turn_held
 
 from ledger.cli import prepare
 from ledger.embedded import EmbeddedPostgres, running_dsn
@@ -72,13 +86,13 @@ def postgres(data: Path) -> Iterator[EmbeddedPostgres]:
         yield postgres
 
 
-@pytest.fixture(scope="module")
-def address(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def served(postgres: EmbeddedPostgres, ledger: str, folder: Path) -> Iterator[str]:
     """Where a server listens that was given the DSN of this Postgres. It has to end well, whatever has happened."""
-    prepare(postgres.dsn, LEDGER_NAME)
-    command = [*LEDGER, "serve", "--listen", "127.0.0.1:0", "--dsn", postgres.dsn, "--ledger", LEDGER_NAME]
+    prepare(postgres.dsn, ledger)
+    command = [*LEDGER, "serve", "--listen", "127.0.0.1:0", "--dsn", postgres.dsn, "--ledger", ledger]
     with (
-        (tmp_path_factory.mktemp("server") / "log").open("w") as log,
+        (folder / "log").open("w") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment()) as process,
     ):
         try:
@@ -87,6 +101,12 @@ def address(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
         finally:
             process.terminate()
     assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def address(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(postgres, LEDGER_NAME, tmp_path_factory.mktemp("server")) as address:
+        yield address
 
 
 @pytest.fixture
@@ -209,6 +229,43 @@ def test_who_follows_the_log_is_told_that_the_database_is_away_and_can_go_on(
     assert [each.stream for each in seen] == [client.name(f"account/a{number}~") for number in range(20)]
 
 
+def test_a_disk_that_is_full_records_nothing(client: Client, postgres: EmbeddedPostgres) -> None:
+    """The server is told so by its database, and tells the client: nothing of it is done, and no id is used up."""
+    full = """
+        CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE 'no space left' USING ERRCODE = 'disk_full'; END $$;
+        CREATE TRIGGER full_disk BEFORE INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION full_disk();
+    """
+    failed = Refused(StatusCode.UNAVAILABLE, "NOT_RECORDED", {})
+    with psycopg.connect(postgres.dsn, autocommit=True, options=f"-c search_path=ledger_{client.ledger}") as connection:
+        connection.execute(full)
+        try:
+            assert answer(client, authorize("p~")) == failed
+            assert result_of(answer(client, batch(opening("a~"), opening("b~"))), 1) == failed
+        finally:
+            connection.execute("DROP FUNCTION full_disk CASCADE")
+
+    done = client.do(authorize("p~"), opening("a~"), opening("b~"))
+    assert not [each for each in done if each.replayed]
+
+
+def test_a_database_that_dies_with_a_command_in_its_hands_leaves_it_open(
+    client: Client, postgres: EmbeddedPostgres, data: Path
+) -> None:
+    """While it is away nobody knows what came of the command: the client is told so, and the same ids tell later."""
+    with turn_held(postgres.dsn, client.ledger) as until_somebody_waits:
+        call = client.start(authorize("p~"))
+        until_somebody_waits()
+        os.kill(postmaster_of(data), signal.SIGKILL)
+        unknown = refused_by(call.exception())
+    postgres.start()
+    eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
+
+    assert unknown == Refused(StatusCode.UNAVAILABLE, "OUTCOME_UNKNOWN", {})
+    assert client(authorize("p~")).payment.state == PAYMENT_STATE_AUTHORIZED
+    assert client.balance("alice~").reserved == 10_00
+
+
 class Payer(Thread):
     """A client that authorizes payments of 1, one after the other, each sent again until it is answered."""
 
@@ -307,5 +364,30 @@ def test_a_stopped_follower_stops_reads_and_not_writes(client: Client, postgres:
     beyond = answer(client, GetPaymentRequest(payment_id="after~", min_position=written.position))
     assert beyond.code is StatusCode.UNAVAILABLE
     assert beyond.reason in ("READ_MODEL_BEHIND", "READ_MODEL_STOPPED")
+    # A command that can't be decided for it is a mistake of ours to the client, and only that one.
+    assert answer(client, freeze("poison")) == Refused(StatusCode.INTERNAL, "INTERNAL", {})
+    assert not client(authorize("last~")).replayed
     assert health(client.channel, *WRITE) == {SERVING}
     assert health(client.channel, *READ) == {NOT_SERVING}
+
+
+# --- a log that lost its tail ----------------------------------------------------------------------------------------
+
+
+def test_a_log_that_lost_its_tail_stops_writes(postgres: EmbeddedPostgres, tmp_path: Path, tag: str) -> None:
+    """What was acknowledged is gone, as from an old backup: nothing is written over the gap, and health says so."""
+    with served(postgres, f"cut_{tag}", tmp_path) as address, client_of(address, f"cut_{tag}") as client:
+        client.do(opening("bank~", kind=ACCOUNT_KIND_EXTERNAL), opening("alice~"))
+        head = client.position
+        with psycopg.connect(postgres.dsn, options=f"-c search_path=ledger_cut_{tag}") as connection:
+            connection.execute("ALTER TABLE events DISABLE TRIGGER events_are_never_changed")
+            connection.execute("DELETE FROM events WHERE position = %s", [head])
+            connection.execute("ALTER TABLE events ENABLE TRIGGER events_are_never_changed")
+
+        why = {"why": f"the log ends at position {head - 1}, and this server has seen {head}"}
+        stopped = Refused(StatusCode.UNAVAILABLE, "WRITES_STOPPED", why)
+        assert answer(client, opening("shop~")) == stopped
+        assert answer(client, batch(opening("alice~"), validate_only=True)) == stopped
+        eventually(lambda: health(client.channel, *WRITE) == {NOT_SERVING})
+        with psycopg.connect(postgres.dsn, options=f"-c search_path=ledger_cut_{tag}") as connection:
+            assert connection.execute("SELECT max(position) FROM events").fetchone() == (head - 1,)
