@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from ledger import outages, services
 from ledger.audit import errors as tree_errors
 from ledger.domain import decisions
-from ledger.domain.errors import Refusal
+from ledger.domain.errors import InvalidCommand, Refusal
 from ledger.domain.events import DeclineReason
 from ledger.status import RETRY_AFTER_S, STATUS
 from projections import errors as read_errors
@@ -42,6 +43,21 @@ def refusals() -> dict[str, type[Refusal]]:
     return {each.__dict__["code"]: each for each in below(Refusal) if isinstance(each.__dict__.get("code"), str)}
 
 
+def details() -> dict[str, set[str]]:
+    """By reason, the details that its refusals are made with, anywhere in the code. Malformed requests have fields."""
+    by_name = {each.__name__: reason for reason, each in refusals().items() if not issubclass(each, InvalidCommand)}
+    found: dict[str, set[str]] = {}
+    for source in (*(ROOT / "ledger").rglob("*.py"), *(ROOT / "projections").rglob("*.py")):
+        for call in ast.walk(ast.parse(source.read_text())):
+            if isinstance(call, ast.Call):
+                for name in ast.walk(call.func):
+                    if isinstance(name, ast.Name) and name.id in by_name:
+                        given = {each.arg for each in call.keywords if each.arg}
+                        found.setdefault(by_name[name.id], set()).update(given)
+    return found
+
+
+DETAILS: Final = details()
 REASONS: Final = {row[0].strip("`"): row for row in rows_of("refusals.md", "Reasons of errors")}
 
 
@@ -53,12 +69,11 @@ def test_every_reason_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("reason", STATUS)
 def test_a_reason_is_as_the_table_says(reason: str) -> None:
-    """Status, pause, and the details that its message is made of."""
+    """Status, pause, and the details that it is made with; who answers it is held to a server, in test_api.py."""
     _, status, pause, metadata, by, meaning, _ = REASONS[reason]
     assert status == STATUS[reason].name
     assert float(pause or 0) == RETRY_AFTER_S.get(reason, 0)
-    details = re.findall(r"\{(\w+)", refusals()[reason].__doc__ or "")
-    assert re.findall(r"`(\w+)`", metadata) == [each for each in details if each != "summary"]
+    assert set(re.findall(r"`(\w+)`", metadata)) == DETAILS.get(reason, set())
     assert by
     assert meaning
 
