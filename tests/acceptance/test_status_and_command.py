@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.message import Message
-from serving import LedgerServer
+from serving import LedgerServer, eventually
 from test_api import Client, Refused
 
-from ledger.domain.commands import Command, PostTransfer
+from ledger.domain.commands import AuthorizePayment, Command, PostTransfer
 from ledger.domain.money import Money as DomainMoney
 from ledger.v1 import account_pb2, batch_pb2, ledger_pb2, payment_pb2, transfer_pb2
 from ledger.wire import ACCOUNT_KIND, FREEZE_SCOPE
@@ -22,7 +23,8 @@ sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from freeze_table import STORIES, Cell, cells, commands_before
 
 PROTOS = (account_pb2, payment_pb2, transfer_pb2)
-ASKED = [cell for cell in cells() if cell.command != "expiry"]  # which is not asked for
+ASKED = [cell for cell in cells() if cell.command != "expiry" or cell.said == "-"]  # an expiry is not asked for
+EXPIRING = [cell for cell in cells() if cell.command == "expiry" and cell.said != "-"]
 
 
 def money(amount: DomainMoney) -> ledger_pb2.Money:
@@ -83,6 +85,22 @@ def test_a_cell_is_what_a_client_is_answered(cell: Cell, server: LedgerServer, t
     *before, last = map(in_cell, results)
     assert set(before) == {"done"}
     assert last == ("refused ACCOUNT_IN_USE" if cell.said == "-" else cell.said)
+
+
+@pytest.mark.parametrize("cell", EXPIRING, ids=lambda cell: f"{cell.command}-{cell.side}-{cell.status}")
+def test_an_expiry_is_what_time_does(cell: Cell, server: LedgerServer, tag: str) -> None:
+    """Nobody asks for it: the payment comes to be expired, and what it had reserved is the payer's again."""
+    commands = [
+        each.model_copy(update={"hold_for": timedelta(microseconds=1)}) if isinstance(each, AuthorizePayment) else each
+        for each in commands_before(cell)
+    ]
+    batch = batch_pb2.ExecuteBatchRequest(commands=[entry(request_of(command, tag)) for command in commands])
+    with grpc.insecure_channel(server.address) as channel:
+        client = Client(channel, server.ledger, tag)
+        assert set(map(in_cell, client(batch).results)) == {"done"}
+        eventually(lambda: client.payment("p~").state == payment_pb2.PAYMENT_STATE_EXPIRED)
+        assert client.balance("it~" if cell.side == "payer" else "other~").reserved == 0
+    assert cell.said == "done"
 
 
 def entry(request: Message) -> batch_pb2.BatchCommand:
