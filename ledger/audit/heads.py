@@ -130,7 +130,10 @@ class Heads:
         """The heads of the database in the order of their sizes, which must be that of their numbers."""
         for rows in batches(reading(self._connection, "heads", SQL.heads)):
             for number, size, root, note in rows:
-                place = f"head {number:,}"
+                place = f"head {number or 0:,}"
+                if None in (number, size, root, note):
+                    self._findings.add(Finding(Kind.HEADS, "a column of it is NULL", place=place))
+                    continue
                 if number != self.published + 1:
                     what = f"head {self.published + 1:,} is missing before it, or it is out of order"
                     self._findings.add(Finding(Kind.HEADS, what, place=place))

@@ -18,7 +18,7 @@ from ledger.postgres import sql_blocks
 from ledger.terminal import printable
 from ledger.upcasters import EventMapper
 from projections.batch import CannotApply, LoggedEvent, decode
-from projections.checkpoint import read_checkpoint
+from projections.checkpoint import SQL as CHECKPOINT_SQL
 
 SQL: Final = sql_blocks("ledger.audit", "streams.sql")
 
@@ -46,10 +46,12 @@ def check_streams(
     `progress` is told how many events are done.
     """
     findings = Findings()
-    checkpoint, stopped = None, None
+    checkpoint = stopped = None
     if read_models:
-        checkpoint, stopped = read_checkpoint(connection)
-        if checkpoint > head_of(connection):
+        checkpoint, stopped = connection.execute(CHECKPOINT_SQL.select).fetchone() or (None, None)
+        if checkpoint is None:
+            findings.add(Finding(Kind.READ_MODEL, "their checkpoint is missing", place="the read models"))
+        elif checkpoint > head_of(connection):
             what = f"they are at position {checkpoint:,}, which the log does not reach"
             findings.add(Finding(Kind.READ_MODEL, what, place="the read models"))
     streams = Streams(connection, findings, checkpoint)

@@ -831,3 +831,18 @@ def repeat_a_row_of_a_read_model(case: Case) -> Expected:
 def set_the_checkpoint_forward(case: Case) -> Expected:
     case.db.execute("UPDATE checkpoints SET position = position + 1")
     return Expected({Kind.READ_MODEL}, place="the read models")
+
+
+@tampering
+def remove_the_checkpoint(case: Case) -> Expected:
+    case.db.execute("DELETE FROM checkpoints")
+    return Expected({Kind.READ_MODEL}, place="the read models")
+
+
+@tampering
+def leave_a_column_of_a_head_empty(case: Case) -> Expected:
+    number, _, _ = some_head(case)
+    column = case.random.choice(("tree_size", "root_hash", "note"))
+    case.db.execute(f"ALTER TABLE tree_heads ALTER {column} DROP NOT NULL".encode())
+    set_head(case, number, column, None)
+    return Expected({Kind.HEADS}, place="head ")
