@@ -19,7 +19,7 @@ from ledger.terminal import quoted
 
 if TYPE_CHECKING:
     from ledger.audit.note import PublicKey
-    from ledger.audit.verify import KeptHead
+    from ledger.audit.records import KeptHead
 
 app = typer.Typer(help="Verify the history, prove a fact, take it home.", no_args_is_help=True)
 

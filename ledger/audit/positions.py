@@ -1,4 +1,4 @@
-"""The log position by position: that it is whole and in order, that every command was legal, and what its tree is."""
+"""The log position by position: that it is whole and in order, and that its tree is the one that was signed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from psycopg import Connection
 from ledger.audit.findings import Finding, Findings, Kind
 from ledger.audit.leaf import leaf_data
 from ledger.audit.merkle import Frontier, leaf_hash
-from ledger.audit.past import Past
-from ledger.audit.retrial import Retrial
 from ledger.audit.roots import Departure, Roots
 from ledger.audit.snapshot import EPOCH, MOMENTS, SQL, Row, batches, moment, reading
 from ledger.audit.wording import in_short, time_text
@@ -22,9 +20,8 @@ COLUMNS: Final = ("position", "stream", "version", "topic", "recorded_at", "stat
 class Positions:
     """Goes once through the log, from its first position to its last."""
 
-    def __init__(self, connection: Connection[Any], findings: Findings, roots: Roots, past: Past) -> None:
+    def __init__(self, connection: Connection[Any], findings: Findings, roots: Roots) -> None:
         self._connection, self._findings, self._roots = connection, findings, roots
-        self._retrial = Retrial(past, findings)
         self._tree, self._broken_at = Frontier(), 2**63
         self._last_position, self._last_recorded_at = 0, MOMENTS[0]
         self.events = 0
@@ -39,10 +36,8 @@ class Positions:
             self._check_positions([row for row in rows if row[0] is not None])
             self._check_times(whole)
             self._grow(whole)
-            self._retrial.take(whole)
             self.events += len(rows)
             progress(self.events)
-        self._retrial.finish()
         return self._roots.finish(self._last_position)
 
     def _whole(self, rows: Sequence[Any]) -> list[Row]:

@@ -7,15 +7,17 @@ captures beyond an authorization, a wrong decline or balances that don't add up 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
+
+from psycopg import Connection
 
 from ledger.audit.explanation import COMMAND_MOST_EVENTS, Tried, explain
 from ledger.audit.findings import Finding, Findings, Kind
 from ledger.audit.past import Past
 from ledger.audit.replay import begins_command, command_of
-from ledger.audit.snapshot import Row, moment
+from ledger.audit.snapshot import SQL, Row, batches, moment, reading
 from ledger.domain.aggregate import Stamp
 from ledger.domain.book import Book
 from ledger.domain.commands import AuthorizePayment, Command, PostTransfer
@@ -23,6 +25,17 @@ from ledger.domain.decisions import decide, streams_of
 from ledger.domain.events import TOPICS, FundsCredited, FundsDebited, LedgerEvent
 
 _TOPICS: Final = frozenset(topic for topic, kind in TOPICS.items() if begins_command(kind))
+
+
+def try_again(connection: Connection[Any], past: Past, findings: Findings, progress: Callable[[int], None]) -> None:
+    """Decide every command of the log again. `progress` is told how many events are done."""
+    retrial, done = Retrial(past, findings), 0
+    for rows in batches(reading(connection, "decisions", SQL.log)):
+        # Rows that lack something are found where the positions are looked at.
+        retrial.take(rows if not any(None in row for row in rows) else [row for row in rows if None not in row])
+        done += len(rows)
+        progress(done)
+    retrial.finish()
 
 
 class Asked(NamedTuple):

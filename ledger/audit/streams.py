@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from psycopg import Connection
 
@@ -25,27 +24,23 @@ SQL: Final = sql_blocks("ledger.audit", "streams.sql")
 KINDS: Final = ("account", "payment", "transfer")
 
 
-@dataclass(frozen=True, slots=True)
-class StreamsSeen:
-    """What was seen: how many streams there are of each kind, and what is wrong."""
+class StreamsSeen(NamedTuple):
+    """How many streams there are of each kind, and how far the read models were compared."""
 
-    streams: dict[str, int]
+    seen: dict[str, int]
     checkpoint: int | None
     """The position that the read models were compared at, if they were."""
     stopped: str | None
     """Why the follower of the read models has stopped, if it has."""
-    findings: list[Finding] = field(default_factory=list)
-    more_findings: int = 0
 
 
 def check_streams(
-    connection: Connection[Any], *, read_models: bool, progress: Callable[[int], None] = lambda _: None
+    connection: Connection[Any], findings: Findings, *, read_models: bool, progress: Callable[[int], None]
 ) -> StreamsSeen:
     """Check every stream, and the read models at their checkpoint if they are wanted.
 
     `progress` is told how many events are done.
     """
-    findings = Findings()
     checkpoint = stopped = None
     if read_models:
         checkpoint, stopped = connection.execute(CHECKPOINT_SQL.select).fetchone() or (None, None)
@@ -56,7 +51,7 @@ def check_streams(
             findings.add(Finding(Kind.READ_MODEL, what, place="the read models"))
     streams = Streams(connection, findings, checkpoint)
     streams.run(progress)
-    return StreamsSeen(streams.seen, checkpoint, stopped, findings.first, findings.others)
+    return StreamsSeen(streams.seen, checkpoint, stopped)
 
 
 class Streams:

@@ -1,4 +1,4 @@
-"""Verifying: one snapshot of a ledger read twice, by position and by stream, and everything in it held to account."""
+"""Verifying: one snapshot of a ledger, in which every command is decided again, and every record held to account."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from time import monotonic
 from typing import Final, TypeAlias
 
 from ledger.audit.beside import Reading, ReadingHere, reading_beside
-from ledger.audit.changes import first_change
 from ledger.audit.collector import collector_at_rest
 from ledger.audit.findings import Findings
-from ledger.audit.heads import Heads
-from ledger.audit.note import PublicKey
+from ledger.audit.note import Note, PublicKey, TreeHead
 from ledger.audit.past import PAST_MOST_STREAMS, Past
-from ledger.audit.positions import Positions
+from ledger.audit.records import KeptHead, Wanted
 from ledger.audit.report import Report
-from ledger.audit.roots import Roots
+from ledger.audit.retrial import try_again
 from ledger.audit.snapshot import head_of, opened
 
 BESIDE_LEAST_EVENTS: Final = 20_000
@@ -24,9 +22,6 @@ BESIDE_LEAST_EVENTS: Final = 20_000
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told what is read, how far it has come, and how far there is to go."""
-
-KeptHead: TypeAlias = tuple[str, str]
-"""A name for people, such as its file's, and the text of the note."""
 
 
 def verify(
@@ -43,44 +38,42 @@ def verify(
     """Check a ledger from its first position to its last, as it is at one moment.
 
     `key` is the one that the auditor trusts, whichever of the ledger's keys it is; without one they are all believed.
-    From `beside_from` events on, a second process reads the log by stream; `memory_most` accounts and payments are
-    remembered. Raises NoteInvalid if something that was kept is no head, and psycopg's errors.
+    From `beside_from` events on a second process reads the records; `memory_most` accounts and payments are remembered.
+    Raises NoteInvalid if something that was kept is no head, SecondProcessEnded, and psycopg's errors.
     """
     began, findings = monotonic(), Findings()
+    for _, note in kept:
+        TreeHead.parse(Note.parse(note).text)
+    wanted = Wanted(key, tuple(kept), read_models)
     with ExitStack() as stack:
         connection = stack.enter_context(opened(dsn, ledger))
         stack.enter_context(collector_at_rest())
         total = head_of(connection)
-        heads = Heads(connection, findings, key)
-        signed, breaks = [heads.kept(*each) for each in kept], heads.breaks()
 
-        def told_of_streams(done: int) -> None:
-            progress("streams", done, total)
+        def told(what: str, done: int) -> None:
+            progress(what, done, total)
 
-        def told_of_log(done: int) -> None:
-            progress("log", done, total)
-            reading.hear()
+        def told_of_decisions(done: int) -> None:
+            told("decisions", done)
+            records.hear()
 
-        reading: Reading = ReadingHere(connection, read_models, told_of_streams)
+        records: Reading = ReadingHere(connection, wanted, told)
         if total >= beside_from:
-            reading = stack.enter_context(reading_beside(dsn, ledger, connection, read_models, told_of_streams))
-        past = Past(connection, most_streams=memory_most)
-        positions = Positions(connection, findings, Roots(findings, heads.read(), signed, breaks), past)
-        departure = positions.run(told_of_log)
-        change = None if departure is None else first_change(connection, departure)
-        seen = reading.result()
-    findings.merge([*seen.findings, *([change] if change else [])], seen.more_findings)
+            records = stack.enter_context(reading_beside(dsn, ledger, connection, wanted, told))
+        try_again(connection, Past(connection, most_streams=memory_most), findings, told_of_decisions)
+        seen = records.result()
+    findings.merge(list(seen.findings), seen.more_findings)
     return Report(
         ledger=ledger,
-        events=positions.events,
+        events=seen.events,
         streams=seen.streams,
-        heads=heads.published,
-        largest=heads.largest,
-        keys=heads.keys,
+        heads=seen.heads,
+        largest=seen.largest,
+        keys=seen.keys,
         is_key_given=key is not None,
         kept=len(kept),
-        breaks=tuple(breaks),
-        compared_at=seen.checkpoint,
+        breaks=seen.breaks,
+        compared_at=seen.compared_at,
         stopped=seen.stopped,
         findings=tuple(findings.first),
         more_findings=findings.others,
