@@ -122,7 +122,7 @@ def _open_account(command: OpenAccount, book: Book, stamp: Stamp) -> Outcome:
     if existing is not None:
         assert isinstance(existing, Account)
         assert existing.opening is not None
-        _require_same(command, existing.opening, "account_id", command.account_id)
+        _require_same(command, existing.opening, "account_id", command.account_id, stamp)
         opened = Account.at(existing.opening)
         return Outcome(opened, existing.opening.command_position, existing.opening.timestamp, replayed=True)
     _check_preconditions(command, book)
@@ -186,7 +186,7 @@ def _authorize_payment(command: AuthorizePayment, book: Book, stamp: Stamp) -> O
     _require_not_in_future(command.effective_at, stamp)
     existing = book.find_payment(command.payment_id)
     if existing is not None:
-        _require_same(command, existing.request, "payment_id", command.payment_id)
+        _require_same(command, existing.request, "payment_id", command.payment_id, stamp)
         return _payment_outcome(existing, existing.request, replayed=True)
     payer, payee = book.account(command.payer_account_id), book.account(command.payee_account_id)
     _check_preconditions(command, book)
@@ -197,7 +197,7 @@ def _authorize_payment(command: AuthorizePayment, book: Book, stamp: Stamp) -> O
 
 def _increment_authorization(command: IncrementAuthorization, book: Book, stamp: Stamp) -> Outcome:
     payment = _existing_payment(command.payment_id, book)
-    replay = _replayed_change(payment, command, "increment_id", command.increment_id)
+    replay = _replayed_change(payment, command, "increment_id", command.increment_id, stamp)
     if replay:
         return replay
     _check_preconditions(command, book)
@@ -208,7 +208,7 @@ def _increment_authorization(command: IncrementAuthorization, book: Book, stamp:
 def _capture_payment(command: CapturePayment, book: Book, stamp: Stamp) -> Outcome:
     _require_not_in_future(command.effective_at, stamp)
     payment = _existing_payment(command.payment_id, book)
-    replay = _replayed_change(payment, command, "capture_id", command.capture_id)
+    replay = _replayed_change(payment, command, "capture_id", command.capture_id, stamp)
     if replay:
         return replay
     _check_preconditions(command, book)
@@ -239,7 +239,7 @@ def _expire_authorization(command: ExpireAuthorization, book: Book, stamp: Stamp
 def _refund_payment(command: RefundPayment, book: Book, stamp: Stamp) -> Outcome:
     _require_not_in_future(command.effective_at, stamp)
     payment = _existing_payment(command.payment_id, book)
-    replay = _replayed_change(payment, command, "refund_id", command.refund_id)
+    replay = _replayed_change(payment, command, "refund_id", command.refund_id, stamp)
     if replay:
         return replay
     _check_preconditions(command, book)
@@ -258,14 +258,14 @@ def _accounts_of(payment: Payment, book: Book) -> tuple[Account, Account]:
     return book.account(payment.request.payer_account_id), book.account(payment.request.payee_account_id)
 
 
-def _replayed_change(payment: Payment, command: Command, id_field: str, change_id: str) -> Outcome | None:
+def _replayed_change(
+    payment: Payment, command: Command, id_field: str, change_id: str, stamp: Stamp
+) -> Outcome | None:
     """The first outcome of an increment, capture or refund whose id is known already. The three share one id space."""
     event = payment.changes.get(change_id)
     if event is None:
         return None
-    if not hasattr(event, id_field):
-        raise IdAlreadyUsed(id_field=id_field, id=change_id, field=id_field)
-    _require_same(command, event, id_field, change_id)
+    _require_same(command, event, id_field, change_id, stamp)
     return _payment_outcome(payment, event, replayed=True)
 
 
@@ -281,7 +281,7 @@ def _post_transfer(command: PostTransfer, book: Book, stamp: Stamp) -> Outcome:
     _require_not_in_future(command.effective_at, stamp)
     existing = book.find_transfer(command.transfer_id)
     if existing is not None:
-        _require_same(command, existing.outcome, "transfer_id", command.transfer_id)
+        _require_same(command, existing.outcome, "transfer_id", command.transfer_id, stamp)
         return _transfer_outcome(existing, existing.outcome, replayed=True)
     accounts = {}
     for leg in command.legs:
@@ -300,8 +300,14 @@ def _transfer_outcome(transfer: Transfer, event: TransferEvent, *, replayed: boo
 # --- checks that commands share --------------------------------------------------------------------------------------
 
 
-def _require_same(command: Command, recorded: Any, id_field: str, id_: str) -> None:
-    field = command.difference(recorded)
+def _require_same(command: Command, recorded: Any, id_field: str, id_: str, stamp: Stamp) -> None:
+    """Raise IdAlreadyUsed unless the same caller asked for the same. To another caller not even a difference is told."""
+    if recorded.actor != stamp.actor:
+        field: str | None = "actor"
+    elif not hasattr(recorded, id_field):  # A change of another kind has the id.
+        field = id_field
+    else:
+        field = command.difference(recorded)
     if field:
         raise IdAlreadyUsed(id_field=id_field, id=id_, field=field)
 

@@ -65,18 +65,18 @@ class Ledger:
 
     # --- when --------------------------------------------------------------------------------------------------------
 
-    def do(self, command: Command) -> Outcome:
+    def do(self, command: Command, actor: str = "anonymous") -> Outcome:
         """Run a command and keep what it did. A Refusal is raised, and leaves everything as it was."""
         layer = self.book.layer()
-        outcome = decide(command, layer, Stamp(self.now, "anonymous", "test", layer.next_position))
+        outcome = decide(command, layer, Stamp(self.now, actor, "test", layer.next_position))
         self.book.merge(layer)
         return outcome
 
-    def refusal(self, command: Command) -> Refusal:
+    def refusal(self, command: Command, actor: str = "anonymous") -> Refusal:
         """The refusal that the command must meet. Nothing may have been recorded."""
         before = self.head
         try:
-            outcome = self.do(command)
+            outcome = self.do(command, actor)
         except Refusal as refusal:
             assert self.head == before
             return refusal

@@ -398,6 +398,32 @@ def test_the_same_id_with_another_field_is_refused_and_the_field_is_named(
     assert same(first, ledger.do(command))
 
 
+OTHERS_REQUESTS = {name: request.command for name, request in REQUESTS.items()} | {
+    f"{name}: {changed}": other for name, request in REQUESTS.items() for changed, other in request.others.items()
+}
+
+
+@pytest.mark.parametrize("name", OTHERS_REQUESTS)
+def test_the_id_of_another_caller_is_refused_for_that_and_nothing_else_is_told(name: str) -> None:
+    """Be the request the same or another: who has not asked first learns neither the outcome nor what differs."""
+    ledger = a_ledger()
+    first = ledger.do(REQUESTS[name.partition(": ")[0]].command, actor="mallory")
+    asked = OTHERS_REQUESTS[name]
+    refusal = ledger.refusal(asked, actor="alice-app")
+    assert isinstance(refusal, IdAlreadyUsed)
+    id_field = ID_FIELDS[type(asked).__name__]
+    assert refusal.details == {"id_field": id_field, "id": getattr(asked, id_field), "field": "actor"}
+    assert same(first, ledger.do(REQUESTS[name.partition(": ")[0]].command, actor="mallory"))
+
+
+def test_a_change_of_another_kind_by_another_caller_is_refused_for_the_caller() -> None:
+    """That the id is one of a capture and not of a refund is the other caller's business, too."""
+    ledger = a_ledger()
+    ledger.do(capture_and_keep("x", 1, payment_id="q"), actor="mallory")
+    assert ledger.refusal(refund("x", 1, payment_id="q"), actor="alice-app").details["field"] == "actor"
+    assert ledger.refusal(refund("x", 1, payment_id="q"), actor="mallory").details["field"] == "refund_id"
+
+
 def test_every_field_of_every_command_with_an_id_is_compared_here() -> None:
     """The table above leaves no field out: all but the ids that find the thing, and how it is asked."""
     not_compared = {"validate_only", "preconditions", "account_id", "payment_id", "transfer_id"}
