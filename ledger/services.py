@@ -9,7 +9,6 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -19,10 +18,13 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from ledger.callers import Caller, PermissionDenied
 from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
+from ledger.gate import Call, Context, Gate
 from ledger.outages import Internal
+from ledger.permissions import require_permitted
 from ledger.replies import batch_response, response_to
 from ledger.requests import TO_COMMAND, batch_commands, command_of
 from ledger.status import code_of, status_of
@@ -42,8 +44,6 @@ BATCH_MOST_BYTES: Final = 3 * 2**20
 """The answer repeats what was asked and adds to it: from a larger request it would pass gRPC's usual 4 MiB."""
 
 _NAME_SHOWN: Final = 64
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 log = structlog.get_logger(__name__)
 
@@ -77,28 +77,32 @@ class Desk:
         self._ledgers = ledgers
         self._calls = map("{}-{:x}".format, itertools.repeat(secrets.token_hex(6)), itertools.count(1))
 
-    def ledger(self, name: str) -> Open:
-        found = self._ledgers.get(name or "main")
+    def ledger(self, name: str, caller: Caller) -> Open:
+        """The ledger of that name. Raises LedgerNotPermitted or LedgerNotFound, in that order."""
+        name = name or "main"
+        caller.require_ledger(name[:_NAME_SHOWN])
+        found = self._ledgers.get(name)
         if found is None:
-            raise LedgerNotFound(ledger=name[:_NAME_SHOWN] or "main")
+            raise LedgerNotFound(ledger=name[:_NAME_SHOWN])
         return found
 
-    async def write(self, request: Any, context: Context) -> Any:
+    async def write(self, request: Any, call: Call) -> Any:
         """A single command."""
-        correlation_id = self._correlate(context)
-        ledger = self.ledger(request.ledger)
-        ticket = Ticket([command_of(request)], _waiter(), correlation_id, deadline=_deadline(context))
+        correlation_id = self._correlate(call.context)
+        ledger = self.ledger(request.ledger, call.caller)
+        ticket = Ticket([command_of(request)], _waiter(), correlation_id, call.caller.name, deadline=call.deadline)
         (result,) = await self._submit(ledger, ticket)
         if isinstance(result, Refusal):
             raise result
         return response_to(request, result)
 
-    async def batch(self, request: batch_pb2.ExecuteBatchRequest, context: Context) -> batch_pb2.ExecuteBatchResponse:
-        correlation_id = self._correlate(context)
-        ledger = self.ledger(request.ledger)
+    async def batch(self, request: batch_pb2.ExecuteBatchRequest, call: Call) -> batch_pb2.ExecuteBatchResponse:
+        """Many commands. One that the caller may not give ends an ATOMIC batch, else it is refused in its place."""
+        correlation_id = self._correlate(call.context)
+        ledger = self.ledger(request.ledger, call.caller)
         mode = _mode(request)
         _check_size(request, mode)
-        commands = batch_commands(request)
+        commands = _commands(request, call.caller)
         sound = [each for each in commands if isinstance(each, Command)]
         if mode is Mode.ATOMIC and len(sound) < len(commands):
             return batch_response(request, _aborted(commands))
@@ -108,9 +112,10 @@ class Desk:
                 sound,
                 _waiter(),
                 correlation_id,
+                call.caller.name,
                 mode=mode,
                 validate_only=request.validate_only,
-                deadline=_deadline(context),
+                deadline=call.deadline,
             )
             done = await self._submit(ledger, ticket)
         results = iter(done)
@@ -119,9 +124,9 @@ class Desk:
     def reader(self, name: str) -> Handler:
         """The handler of the query of an rpc."""
 
-        async def read(request: Any, context: Context) -> Any:
-            query = self.ledger(request.ledger).reads[name]
-            return await query(request, context.time_remaining())
+        async def read(request: Any, call: Call) -> Any:
+            query = self.ledger(request.ledger, call.caller).reads[name]
+            return await query(request, call.time_left_s)
 
         return read
 
@@ -131,13 +136,13 @@ class Desk:
         A client that reads slowly is waited for, and what it has not read yet is not made: that costs no memory.
         """
 
-        async def stream(request: Any, context: Context) -> None:
-            self._correlate(context)
-            begin = self.ledger(request.ledger).streams[name]
+        async def stream(request: Any, call: Call) -> None:
+            self._correlate(call.context)
+            begin = self.ledger(request.ledger, call.caller).streams[name]
             # However the call ends, what the stream holds is given back right then, not when it is collected.
-            async with aclosing(begin(request, context.time_remaining())) as responses:
+            async with aclosing(begin(request, call.time_left_s)) as responses:
                 async for response in responses:
-                    await _write(context, response)
+                    await _write(call.context, response)
 
         return stream
 
@@ -157,11 +162,6 @@ class Desk:
 
 def _waiter() -> asyncio.Future[list[Result]]:
     return asyncio.get_running_loop().create_future()
-
-
-def _deadline(context: Context) -> float | None:
-    remaining = context.time_remaining()
-    return None if remaining is None else monotonic() + remaining
 
 
 def deliver_to(loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Ticket]], None]:
@@ -211,11 +211,26 @@ def _check_size(request: batch_pb2.ExecuteBatchRequest, mode: Mode) -> None:
         raise InvalidCommand(FieldViolation("commands", f"must have at most {BATCH_MOST_LEGS} legs in all, not {legs}"))
 
 
-def _aborted(commands: Sequence[Command | InvalidCommand]) -> list[Result]:
-    """The results of an ATOMIC batch with a malformed command."""
-    failed = next(number for number, each in enumerate(commands) if isinstance(each, InvalidCommand))
+def _commands(request: batch_pb2.ExecuteBatchRequest, caller: Caller) -> list[Command | Refusal]:
+    """The commands of a batch in order, or in a command's place why it is none, or not this caller's to give."""
+    commands: list[Command | Refusal] = [*batch_commands(request)]
+    if caller.role is None:
+        return commands
+    for number, each in enumerate(request.commands):
+        name = each.WhichOneof("command")
+        try:
+            if name is not None:
+                require_permitted(caller, _RPC_OF[name])
+        except PermissionDenied as denied:
+            commands[number] = denied
+    return commands
+
+
+def _aborted(commands: Sequence[Command | Refusal]) -> list[Result]:
+    """The results of an ATOMIC batch with a command that can't even be decided."""
+    failed = next(number for number, each in enumerate(commands) if isinstance(each, Refusal))
     first = commands[failed]
-    assert isinstance(first, InvalidCommand)
+    assert isinstance(first, Refusal)
     return [first if number == failed else BatchAborted(failed=failed) for number in range(len(commands))]
 
 
@@ -229,26 +244,33 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
 )
 
-Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+_RPC_OF: Final[dict[str, str]] = {
+    field.name: field.message_type.name.removesuffix("Request")
+    for field in batch_pb2.BatchCommand.DESCRIPTOR.fields
+    if field.message_type is not None
+}
+"""By the name that a command has in a batch, the rpc that takes it alone."""
+
+Handler: TypeAlias = Callable[[Any, Call], Awaitable[Any]]
 
 
-def rpc_handlers(desk: Desk) -> list[grpc.GenericRpcHandler[Any, Any]]:
-    """A handler for every rpc of the contract."""
+def rpc_handlers(desk: Desk, gate: Gate) -> list[grpc.GenericRpcHandler[Any, Any]]:
+    """A handler for every rpc of the contract, behind the gate."""
     return [
         grpc.method_handlers_generic_handler(
-            service.full_name, {method.name: _rpc_handler(desk, method) for method in service.methods}
+            service.full_name, {method.name: _rpc_handler(desk, gate, method) for method in service.methods}
         )
         for service in SERVICES
     ]
 
 
-def _rpc_handler(desk: Desk, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+def _rpc_handler(desk: Desk, gate: Gate, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
     request_class = GetMessageClass(method.input_type)
     serialize = GetMessageClass(method.output_type).SerializeToString
     if method.server_streaming:
-        streamer = _guarded(desk.streamer(method.name))
+        streamer = _guarded(desk.streamer(method.name), gate, method)
         return grpc.unary_stream_rpc_method_handler(streamer, _parser(request_class), serialize)
-    handler = _guarded(_handler(desk, method.name, request_class))
+    handler = _guarded(_handler(desk, method.name, request_class), gate, method)
     return grpc.unary_unary_rpc_method_handler(handler, _parser(request_class), serialize)
 
 
@@ -272,19 +294,22 @@ def _handler(desk: Desk, name: str, request_class: type[Message]) -> Handler:
     return desk.reader(name)
 
 
-def _guarded(handler: Handler) -> Handler:
-    """The handler, its exceptions mapped: refusals to their status, anything else to INTERNAL without a word of it."""
+def _guarded(handler: Handler, gate: Gate, method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Any]]:
+    """The handler behind the gate, exceptions mapped: refusals to their status, others to INTERNAL without a word."""
+    is_batch = method.input_type is batch_pb2.ExecuteBatchRequest.DESCRIPTOR
 
     async def guarded(request: Any, context: Context) -> Any:
         try:
-            if request is None:
-                raise InvalidCommand(FieldViolation("", "the bytes are not the request of this rpc"))
-            return await handler(request, context)
+            commands = len(request.commands) if is_batch and request is not None else 1
+            with gate.admit(method.name, context, commands, is_stream=method.server_streaming) as call:
+                if request is None:
+                    raise InvalidCommand(FieldViolation("", "the bytes are not the request of this rpc"))
+                return await handler(request, call)
         except Refusal as refusal:
-            await _abort(context, refusal)
+            await abort(context, refusal)
         except Exception:
             log.exception("call_failed", request=type(request).__name__)
-            await _abort(context, Internal())
+            await abort(context, Internal())
 
     return guarded
 
@@ -297,6 +322,7 @@ async def _write(context: Context, response: Message) -> None:
         raise asyncio.CancelledError from None
 
 
-async def _abort(context: Context, refusal: Refusal) -> None:
+async def abort(context: Context, refusal: Refusal) -> None:
+    """End a call with the status of a refusal, and all its details."""
     details = (("grpc-status-details-bin", status_of(refusal).SerializeToString()),)
     await context.abort(code_of(refusal), str(refusal), (*(context.trailing_metadata() or ()), *details))

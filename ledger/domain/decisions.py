@@ -258,9 +258,7 @@ def _accounts_of(payment: Payment, book: Book) -> tuple[Account, Account]:
     return book.account(payment.request.payer_account_id), book.account(payment.request.payee_account_id)
 
 
-def _replayed_change(
-    payment: Payment, command: Command, id_field: str, change_id: str, stamp: Stamp
-) -> Outcome | None:
+def _replayed_change(payment: Payment, command: Command, id_field: str, change_id: str, stamp: Stamp) -> Outcome | None:
     """The first outcome of an increment, capture or refund whose id is known already. The three share one id space."""
     event = payment.changes.get(change_id)
     if event is None:
@@ -301,7 +299,7 @@ def _transfer_outcome(transfer: Transfer, event: TransferEvent, *, replayed: boo
 
 
 def _require_same(command: Command, recorded: Any, id_field: str, id_: str, stamp: Stamp) -> None:
-    """Raise IdAlreadyUsed unless the same caller asked for the same. To another caller not even a difference is told."""
+    """Raise IdAlreadyUsed unless the same caller asked for the same. Another caller is told of no other difference."""
     if recorded.actor != stamp.actor:
         field: str | None = "actor"
     elif not hasattr(recorded, id_field):  # A change of another kind has the id.
