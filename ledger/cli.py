@@ -71,6 +71,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the ledger over gRPC until SIGTERM or Ctrl-C."""
+    from ledger.scraping import CannotServeMetrics
     from ledger.server import CannotListen, run
 
     settings = _settings(listen=listen, dsn=dsn, data_dir=data_dir, ledger=ledger, follower=follower)
@@ -83,7 +84,7 @@ def serve(
         _require_key(settings)
         try:
             run(settings, database, ready)
-        except CannotListen as error:
+        except (CannotListen, CannotServeMetrics) as error:
             fail(str(error))
 
 

@@ -1,4 +1,4 @@
-"""How much one committer takes on, unless the settings say otherwise."""
+"""How much one server takes on, and how old its reads may be, unless the settings say otherwise."""
 
 from __future__ import annotations
 
@@ -9,3 +9,6 @@ QUEUE_MOST_COMMANDS: Final = 20_000
 
 MEMORY_MOST_STREAMS: Final = 65_536
 """Accounts, payments and transfers that are remembered; the least recently used are forgotten."""
+
+READ_LAG_MOST_S: Final = 30.0
+"""When read models are further behind the log, health says NOT_SERVING of reads."""

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -18,10 +18,12 @@ import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc import StatusCode
 
 from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
+from ledger.metrics import Metrics
 from ledger.outages import Internal
 from ledger.replies import batch_response, response_to
 from ledger.requests import TO_COMMAND, batch_commands, command_of
@@ -232,23 +234,23 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
-def rpc_handlers(desk: Desk) -> list[grpc.GenericRpcHandler[Any, Any]]:
+def rpc_handlers(desk: Desk, metrics: Metrics) -> list[grpc.GenericRpcHandler[Any, Any]]:
     """A handler for every rpc of the contract."""
     return [
         grpc.method_handlers_generic_handler(
-            service.full_name, {method.name: _rpc_handler(desk, method) for method in service.methods}
+            service.full_name, {method.name: _rpc_handler(desk, method, metrics) for method in service.methods}
         )
         for service in SERVICES
     ]
 
 
-def _rpc_handler(desk: Desk, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+def _rpc_handler(desk: Desk, method: MethodDescriptor, metrics: Metrics) -> grpc.RpcMethodHandler[Any, Any]:
     request_class = GetMessageClass(method.input_type)
     serialize = GetMessageClass(method.output_type).SerializeToString
     if method.server_streaming:
-        streamer = _guarded(desk.streamer(method.name))
+        streamer = _measured(_guarded(desk.streamer(method.name)), metrics.of_rpc(method.name))
         return grpc.unary_stream_rpc_method_handler(streamer, _parser(request_class), serialize)
-    handler = _guarded(_handler(desk, method.name, request_class))
+    handler = _measured(_guarded(_handler(desk, method.name, request_class)), metrics.of_rpc(method.name))
     return grpc.unary_unary_rpc_method_handler(handler, _parser(request_class), serialize)
 
 
@@ -270,6 +272,26 @@ def _handler(desk: Desk, name: str, request_class: type[Message]) -> Handler:
     if request_class is batch_pb2.ExecuteBatchRequest:
         return desk.batch
     return desk.reader(name)
+
+
+def _measured(handler: Handler, ended: Callable[[StatusCode, float], None]) -> Handler:
+    """The handler, and `ended` is told with which code each call ended, and how many seconds it took."""
+
+    async def measured(request: Any, context: Context) -> Any:
+        began = perf_counter()
+        code: Any = StatusCode.OK  # The stubs take gRPC's for numbers.
+        try:
+            return await handler(request, context)
+        except asyncio.CancelledError:
+            code = StatusCode.CANCELLED
+            raise
+        except BaseException:
+            code = context.code() or StatusCode.UNKNOWN
+            raise
+        finally:
+            ended(code, perf_counter() - began)
+
+    return measured
 
 
 def _guarded(handler: Handler) -> Handler:

@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ledger.limits import MEMORY_MOST_STREAMS, QUEUE_MOST_COMMANDS
+from ledger.limits import MEMORY_MOST_STREAMS, QUEUE_MOST_COMMANDS, READ_LAG_MOST_S
 from ledger.postgres import schema_of
 
 
@@ -81,6 +81,8 @@ class Settings(BaseSettings):
     tree_origin: Annotated[str, AfterValidator(_origin)] | None = None
     queue_most_commands: int = Field(QUEUE_MOST_COMMANDS, ge=1)
     memory_most_streams: int = Field(MEMORY_MOST_STREAMS, ge=1)
+    read_lag_most_s: float = Field(READ_LAG_MOST_S, gt=0)
+    metrics_listen: Annotated[str, AfterValidator(_address)] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

@@ -29,10 +29,10 @@ STOPS_WITHIN_S: Final = 15.0
 HAPPENS_WITHIN_S: Final = 60.0
 
 
-def run_ledger(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """`ledger` with these arguments, to its end."""
+def run_ledger(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`ledger` with these arguments and variables of its environment, to its end."""
     command = [*LEDGER, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment() | variables, capture_output=True, text=True, check=False)
 
 
 def environment() -> dict[str, str]:
@@ -51,8 +51,9 @@ def eventually(holds: Callable[[], bool]) -> None:
 class LedgerServer:
     """`ledger serve`, on a Postgres of its own in a folder, or on the one that LEDGER_TEST_DSN names."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, **variables: str) -> None:
+        """`variables` are settings of its environment."""
+        self._folder, self._variables = folder, variables
         self._given = os.environ.get("LEDGER_TEST_DSN")
         # On a Postgres that others use too, the ledger is one that nobody else has.
         self.ledger = f"test_{secrets.token_hex(6)}" if self._given else "main"
@@ -89,7 +90,8 @@ class LedgerServer:
         )
 
     def _environment(self) -> dict[str, str]:
-        return environment() | ({"LEDGER_TREE_KEY": str(self._key_files.path)} if self._given else {})
+        key = {"LEDGER_TREE_KEY": str(self._key_files.path)} if self._given else {}
+        return environment() | key | self._variables
 
     def stop(self) -> None:
         """SIGTERM: it has to drain and to end well."""
@@ -147,9 +149,9 @@ class LedgerServer:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[LedgerServer]:
-    """A server that has to end well."""
-    server = LedgerServer(folder)
+def serving(folder: Path, **variables: str) -> Iterator[LedgerServer]:
+    """A server that has to end well, with these variables of its environment."""
+    server = LedgerServer(folder, **variables)
     try:
         server.start()
         yield server
