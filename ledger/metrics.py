@@ -80,10 +80,24 @@ class Reading(NamedTuple):
 
 
 class Metrics:
-    """The metrics of one process, in a registry of its own."""
+    """The metrics of one process, in a registry of its own: figures, and what the system knows of the process."""
 
     def __init__(self) -> None:
         self.registry: Final = CollectorRegistry()
+        self._figures: Final = _Figures()
+        self.registry.register(self._figures)
+        ProcessCollector(registry=self.registry)
+
+    def read_from(self, source: Callable[[], Iterable[Reading]]) -> None:
+        """Ask `source` for readings of figures at each scrape, from a thread of its own."""
+        self._figures.sources.append(source)
+
+
+class ServerMetrics(Metrics):
+    """Those of a server, which counts calls and commits as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._requests: Final = Histogram(
             "ledger_request_duration_seconds",
             "How long calls took, by rpc and by the name of the status code that they were answered with.",
@@ -110,9 +124,6 @@ class Metrics:
             registry=self.registry,
         )
         self._outcomes: Final = {each: self._commands.labels(each) for each in _OUTCOMES}
-        self._figures: Final = _Figures()
-        self.registry.register(self._figures)
-        ProcessCollector(registry=self.registry)
 
     def of_rpc(self, rpc: str) -> Callable[[StatusCode, float], None]:
         """What is to be told the status code and the seconds of each call of an rpc that has ended."""
@@ -133,10 +144,6 @@ class Metrics:
             self._outcomes[outcome].inc(count)
         self._commit_commands.observe(outcomes.total())
         self._commit_duration.observe(took_s)
-
-    def read_from(self, source: Callable[[], Iterable[Reading]]) -> None:
-        """Ask `source` for readings of figures at each scrape, from a thread of its own."""
-        self._figures.sources.append(source)
 
 
 _OUTCOMES: Final = ("recorded", "declined", "replayed", "validated", "refused", "unavailable")

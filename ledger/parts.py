@@ -14,12 +14,12 @@ from ledger.committer import Committer
 from ledger.metrics import Reading
 from ledger.settings import Settings
 from ledger.sweeper import Sweeper
+from projections.checkpoint import FOLLOWER
 from projections.lag import Lag
 from projections.queries import Queries
 
 READ: Final = "ledger.v1.read"
 WRITE: Final = "ledger.v1.write"
-FOLLOWER: Final = "read_models"
 
 
 @dataclass(frozen=True, slots=True)

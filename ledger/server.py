@@ -24,7 +24,7 @@ from ledger.audit.proofs import Proofs
 from ledger.audit.read_events import EventReader
 from ledger.audit.signer import Signer
 from ledger.committer import CLOCK_OFF_S, Committer, utc_now
-from ledger.metrics import Metrics
+from ledger.metrics import ServerMetrics
 from ledger.migrations import require_migrated
 from ledger.parts import READ, WRITE, Parts, readings
 from ledger.scraping import metrics_served
@@ -82,7 +82,7 @@ async def _serve(settings: Settings, dsn: str, ready: Callable[[str], None], tim
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stopping.set)
     async with AsyncExitStack() as stack:
-        metrics = Metrics()
+        metrics = ServerMetrics()
         parts = await _start_parts(settings, dsn, timing, metrics, stack)
         server, servicer, address = await _start_grpc(settings, parts, metrics)
         metrics.read_from(lambda: readings(parts))
@@ -98,7 +98,9 @@ async def _serve(settings: Settings, dsn: str, ready: Callable[[str], None], tim
         await server.stop(GRACE_S)
 
 
-async def _start_parts(settings: Settings, dsn: str, timing: Timing, metrics: Metrics, stack: AsyncExitStack) -> Parts:
+async def _start_parts(
+    settings: Settings, dsn: str, timing: Timing, metrics: ServerMetrics, stack: AsyncExitStack
+) -> Parts:
     """Start what decides and what reads; on leaving the stack they end in the opposite order."""
     loop = asyncio.get_running_loop()
     follower = Follower(dsn, settings.ledger) if settings.follower else None
@@ -140,7 +142,7 @@ async def _start_parts(settings: Settings, dsn: str, timing: Timing, metrics: Me
     return Parts(settings, committer, queries, Proofs(queries.rows), events, sweeper, signer)
 
 
-async def _start_grpc(settings: Settings, parts: Parts, metrics: Metrics) -> tuple[grpc.aio.Server, Any, str]:
+async def _start_grpc(settings: Settings, parts: Parts, metrics: ServerMetrics) -> tuple[grpc.aio.Server, Any, str]:
     # Without so_reuseport=0 a second server on the same port would start without a word and swallow connections.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     reads = {**parts.queries.by_rpc, **parts.proofs.by_rpc}

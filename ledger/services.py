@@ -23,7 +23,7 @@ from grpc import StatusCode
 from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
-from ledger.metrics import Metrics
+from ledger.metrics import ServerMetrics
 from ledger.outages import Internal
 from ledger.replies import batch_response, response_to
 from ledger.requests import TO_COMMAND, batch_commands, command_of
@@ -234,7 +234,7 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
-def rpc_handlers(desk: Desk, metrics: Metrics) -> list[grpc.GenericRpcHandler[Any, Any]]:
+def rpc_handlers(desk: Desk, metrics: ServerMetrics) -> list[grpc.GenericRpcHandler[Any, Any]]:
     """A handler for every rpc of the contract."""
     return [
         grpc.method_handlers_generic_handler(
@@ -244,7 +244,7 @@ def rpc_handlers(desk: Desk, metrics: Metrics) -> list[grpc.GenericRpcHandler[An
     ]
 
 
-def _rpc_handler(desk: Desk, method: MethodDescriptor, metrics: Metrics) -> grpc.RpcMethodHandler[Any, Any]:
+def _rpc_handler(desk: Desk, method: MethodDescriptor, metrics: ServerMetrics) -> grpc.RpcMethodHandler[Any, Any]:
     request_class = GetMessageClass(method.input_type)
     serialize = GetMessageClass(method.output_type).SerializeToString
     if method.server_streaming:

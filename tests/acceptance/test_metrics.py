@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 from google.protobuf.duration_pb2 import Duration
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
-from serving import ROOT, LedgerServer, eventually, run_ledger, serving
+from serving import LEDGER, ROOT, LedgerServer, environment, eventually, run_ledger, serving
 from test_api import Client, authorize, batch, leg, opening, transfer
 
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
@@ -60,8 +61,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LedgerServer]:
 @pytest.fixture(scope="module")
 def metrics(server: LedgerServer) -> str:
     """Where its metrics are."""
-    found = re.search(r"metrics_served +address=(\S+)", server.log)
-    assert found, server.log
+    return metrics_address(server.log)
+
+
+def metrics_address(log: str) -> str:
+    found = re.search(r"metrics_served +address=(\S+)", log)
+    assert found, log
     return found[1]
 
 
@@ -171,6 +176,32 @@ def test_positions_and_lags_come_to_rest_at_the_head(client: Client, metrics: st
     assert now.value("ledger_serving", service="ledger.v1.write") == 1
     assert now.value("ledger_serving", service="ledger.v1.read") == 1
     assert abs(now.value("ledger_clock_offset_seconds")) < 1
+
+
+def test_a_follower_of_its_own_shows_how_far_it_is(server: LedgerServer, client: Client, tmp_path: Path) -> None:
+    """What is about followers, and nothing about calls and commits, which it has none of."""
+    following = [*LEDGER, "follow", "--ledger", server.ledger]
+    settings = {"LEDGER_DSN": server.dsn(), "LEDGER_METRICS_LISTEN": "127.0.0.1:0"}
+    log = tmp_path / "log"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            following, cwd=tmp_path, env=environment() | settings, stdout=subprocess.DEVNULL, stderr=stderr
+        ) as process,
+    ):
+        try:
+            eventually(lambda: "metrics_served" in log.read_text())
+            address = metrics_address(log.read_text())
+            position = client(opening("last~")).position
+            eventually(lambda: scrape(address).value("ledger_follower_position") >= position)
+            eventually(lambda: scrape(address).value("ledger_follower_lag_events") == 0)
+            names = {each.name for each in scrape(address).samples if not each.name.startswith("process_")}
+            rest = {"ledger_info", "ledger_head_position"}
+            lags = {"ledger_follower_lag_events", "ledger_follower_lag_seconds"}
+            assert names == {"ledger_follower_position", "ledger_follower_stopped", *lags, *rest}
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_only_metrics_are_served(metrics: str) -> None:
