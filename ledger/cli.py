@@ -104,6 +104,27 @@ def follow(dsn: Dsn = None, ledger: LedgerName = None) -> None:
         fail(str(error), EXIT_FAILED)
 
 
+@app.command()
+def healthcheck(
+    server: Server = None,
+    service: Annotated[
+        str,
+        typer.Option(
+            "--service", help="ledger.v1.write, ledger.v1.read, or the full name of a service.  \\[ledger.v1.write]"
+        ),
+    ] = "ledger.v1.write",
+) -> None:
+    """Ask a server whether it serves: exit code 0 if so, else 1. For containers; it needs no token."""
+    from ledger.healthcheck import NotServing, require_serving
+
+    settings = settings_of(server=server)
+    try:
+        require_serving(settings.server, service)
+    except NotServing as error:
+        fail(str(error), EXIT_FAILED)
+    print(f"ledger: {service} at {settings.server} is SERVING")
+
+
 @app.command(name="migrate")
 def migrate_command(dsn: Dsn = None, data_dir: DataDir = None, ledger: LedgerName = None) -> None:
     """Create or update a ledger's schema. Safe to run again, and from several places at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from grpc import StatusCode
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from serving import LEDGER, LedgerServer, environment, eventually, serving
+from serving import LEDGER, LedgerServer, environment, eventually, run_ledger, serving
 from test_api import (
     RPCS,
     Client,
@@ -153,6 +154,40 @@ def test_reflection_lists_and_describes_every_service(server: LedgerServer) -> N
             described = pool.FindServiceByName(each)
             ours = {method.name for method in RPCS.values() if method.containing_service.full_name == each}
             assert {method.name for method in described.methods} == ours
+
+
+# --- the health check of containers ----------------------------------------------------------------------------------
+
+
+def test_a_health_check_asks_the_server(server: LedgerServer) -> None:
+    """One line and exit code 0 for a server that serves; 1 for one that has no such service."""
+    for service in ("ledger.v1.write", "ledger.v1.read", "ledger.v1.PaymentService"):
+        ran = run_ledger("healthcheck", "--service", service, LEDGER_SERVER=server.address)
+        assert (ran.returncode, ran.stdout) == (0, f"ledger: {service} at {server.address} is SERVING\n")
+    ran = run_ledger("healthcheck", "--server", server.address, "--service", "ledger.v2.write")
+    assert ran.returncode == 1
+    assert ran.stderr == f"ledger: the server at {server.address} has no service ledger.v2.write\n"
+
+
+def test_a_health_check_fails_where_nothing_listens() -> None:
+    """In one line, with exit code 1: 2 is reserved where containers are checked."""
+    ran = run_ledger("healthcheck", "--server", "127.0.0.1:1")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == "ledger: no ledger answers at 127.0.0.1:1: is `ledger serve` running there?\n"
+
+
+def test_a_health_check_fails_while_the_server_does_not_serve(
+    client: Client, address: str, postgres: EmbeddedPostgres, data: Path
+) -> None:
+    """It answers, and says NOT_SERVING: its database is away."""
+    os.kill(postmaster_of(data), signal.SIGKILL)
+    eventually(lambda: health(client.channel, *WRITE, *READ) == {NOT_SERVING})
+    for service in ("ledger.v1.write", "ledger.v1.read"):
+        ran = run_ledger("healthcheck", "--server", address, "--service", service)
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert ran.stderr == f"ledger: {service} at {address} is NOT_SERVING\n"
+    postgres.start()
+    eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
 
 
 # --- without a database ----------------------------------------------------------------------------------------------
@@ -434,6 +469,11 @@ def test_health_of_reads_follows_a_follower_in_another_process(
         client.do(opening("bob~"))
         eventually(lambda: health(client.channel, *READ) == {NOT_SERVING})
         assert health(client.channel, *WRITE) == {SERVING}
+        status = ("projections", "status", "--dsn", postgres.dsn, "--ledger", ledger, "--lag-most")
+        assert run_ledger(*status, 600).returncode == 0
+        late = run_ledger(*status, 0.4)
+        assert late.returncode == 1
+        assert re.fullmatch(r"ledger: read_models is [\d.]+ s behind\n", late.stderr)
 
 
 def test_a_clock_that_is_off_stops_writes_and_not_reads(postgres: EmbeddedPostgres, tmp_path: Path, tag: str) -> None:
