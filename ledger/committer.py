@@ -389,7 +389,8 @@ class Committer:
         except Refusal as refusal:
             return refusal.with_traceback(None)
         except Exception:
-            log.exception("decision_failed", ledger=self._ledger, command=type(command).__name__)
+            whose = {"correlation_id": ticket.correlation_id, "actor": ticket.actor}
+            log.exception("decision_failed", ledger=self._ledger, command=type(command).__name__, **whose)
             return Internal()
         if command.validate_only or ticket.validate_only:
             outcome = _as_if(outcome, layer)

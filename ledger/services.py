@@ -19,6 +19,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
+from structlog.contextvars import bind_contextvars
 
 from ledger.committer import Committer
 from ledger.domain.commands import Command
@@ -87,7 +88,7 @@ class Desk:
 
     async def write(self, request: Any, context: Context) -> Any:
         """A single command."""
-        correlation_id = self._correlate(context)
+        correlation_id = self._correlate(context, request)
         ledger = self.ledger(request.ledger)
         ticket = Ticket([command_of(request)], _waiter(), correlation_id, deadline=_deadline(context))
         (result,) = await self._submit(ledger, ticket)
@@ -96,7 +97,7 @@ class Desk:
         return response_to(request, result)
 
     async def batch(self, request: batch_pb2.ExecuteBatchRequest, context: Context) -> batch_pb2.ExecuteBatchResponse:
-        correlation_id = self._correlate(context)
+        correlation_id = self._correlate(context, request)
         ledger = self.ledger(request.ledger)
         mode = _mode(request)
         _check_size(request, mode)
@@ -122,6 +123,7 @@ class Desk:
         """The handler of the query of an rpc."""
 
         async def read(request: Any, context: Context) -> Any:
+            self._correlate(context, request)
             query = self.ledger(request.ledger).reads[name]
             return await query(request, context.time_remaining())
 
@@ -134,7 +136,7 @@ class Desk:
         """
 
         async def stream(request: Any, context: Context) -> None:
-            self._correlate(context)
+            self._correlate(context, request)
             begin = self.ledger(request.ledger).streams[name]
             # However the call ends, what the stream holds is given back right then, not when it is collected.
             async with aclosing(begin(request, context.time_remaining())) as responses:
@@ -150,9 +152,13 @@ class Desk:
         results: list[Result] = await waiter
         return results
 
-    def _correlate(self, context: Context) -> str:
-        """The request's name on every event that comes of it: the caller's, or one of ours; the caller is told."""
+    def _correlate(self, context: Context, request: Any) -> str:
+        """The request's name on every event that comes of it: the caller's, or one of ours; the caller is told.
+
+        What is logged while it is answered bears it as well.
+        """
         correlation_id = _correlation_id(context) or next(self._calls)
+        bind_contextvars(correlation_id=correlation_id, ledger=request.ledger[:_NAME_SHOWN] or "main")
         context.set_trailing_metadata(((CORRELATION_ID, correlation_id),))
         return correlation_id
 
@@ -248,9 +254,9 @@ def _rpc_handler(desk: Desk, method: MethodDescriptor, metrics: ServerMetrics) -
     request_class = GetMessageClass(method.input_type)
     serialize = GetMessageClass(method.output_type).SerializeToString
     if method.server_streaming:
-        streamer = _measured(_guarded(desk.streamer(method.name)), metrics.of_rpc(method.name))
+        streamer = _measured(_guarded(desk.streamer(method.name)), method.name, metrics)
         return grpc.unary_stream_rpc_method_handler(streamer, _parser(request_class), serialize)
-    handler = _measured(_guarded(_handler(desk, method.name, request_class)), metrics.of_rpc(method.name))
+    handler = _measured(_guarded(_handler(desk, method.name, request_class)), method.name, metrics)
     return grpc.unary_unary_rpc_method_handler(handler, _parser(request_class), serialize)
 
 
@@ -274,8 +280,9 @@ def _handler(desk: Desk, name: str, request_class: type[Message]) -> Handler:
     return desk.reader(name)
 
 
-def _measured(handler: Handler, ended: Callable[[StatusCode, float], None]) -> Handler:
-    """The handler, and `ended` is told with which code each call ended, and how many seconds it took."""
+def _measured(handler: Handler, rpc: str, metrics: ServerMetrics) -> Handler:
+    """The handler, and it is noted with which code each call ended, and how long it took."""
+    ended = metrics.of_rpc(rpc)
 
     async def measured(request: Any, context: Context) -> Any:
         began = perf_counter()
@@ -289,7 +296,9 @@ def _measured(handler: Handler, ended: Callable[[StatusCode, float], None]) -> H
             code = context.code() or StatusCode.UNKNOWN
             raise
         finally:
-            ended(code, perf_counter() - began)
+            took_s = perf_counter() - began
+            ended(code, took_s)
+            log.debug("call_ended", rpc=rpc, code=code.name, took_s=round(took_s, 6))
 
     return measured
 
