@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from ledger.console import audit as history
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import DataDir, Dsn, LedgerName, Server, settings_of
-from ledger.migrations import SchemaError, migrate, require_migrated
+from ledger.migrations import SchemaError, migrate
 from ledger.settings import Settings
 from projections import console as read_models
 
@@ -73,6 +72,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the ledger over gRPC until SIGTERM or Ctrl-C."""
+    from ledger.scraping import CannotServeMetrics
     from ledger.server import CannotListen, run
     from ledger.tls import TlsUnusable
 
@@ -89,30 +89,46 @@ def serve(
         _require_key(settings)
         try:
             run(settings, database, ready)
-        except (CannotListen, TlsUnusable) as error:
+        except (CannotListen, CannotServeMetrics, TlsUnusable) as error:
             fail(str(error))
 
 
 @app.command()
 def follow(dsn: Dsn = None, ledger: LedgerName = None) -> None:
     """Keep the read models up to date, beside servers that run with --no-follower."""
-    from projections.follower import Follower
+    from ledger.following import FollowerStopped, run
+    from ledger.scraping import CannotServeMetrics
 
     settings = _settings(dsn=dsn, ledger=ledger)
     if settings.dsn is None:
         fail("follow needs --dsn (`ledger dsn` prints that of an embedded Postgres)", EXIT_USAGE)
-    require_migrated(settings.dsn, settings.ledger)
-    stopping = threading.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: stopping.set())
-    follower = Follower(settings.dsn, settings.ledger)
-    follower.start()
-    print(f"ledger: following ledger {settings.ledger}", flush=True)
-    while follower.failure is None and not stopping.wait(0.2):
-        pass
-    follower.stop()
-    if follower.failure is not None:
-        fail(f"the follower stopped: {follower.failure}", EXIT_FAILED)
+    try:
+        run(settings, settings.dsn, lambda: print(f"ledger: following ledger {settings.ledger}", flush=True))
+    except CannotServeMetrics as error:
+        fail(str(error))
+    except FollowerStopped as error:
+        fail(str(error), EXIT_FAILED)
+
+
+@app.command()
+def healthcheck(
+    server: Server = None,
+    service: Annotated[
+        str,
+        typer.Option(
+            "--service", help="ledger.v1.write, ledger.v1.read, or the full name of a service.  \\[ledger.v1.write]"
+        ),
+    ] = "ledger.v1.write",
+) -> None:
+    """Ask a server whether it serves: exit code 0 if so, else 1. For containers; it needs no token."""
+    from ledger.healthcheck import NotServing, require_serving
+
+    settings = settings_of(server=server)
+    try:
+        require_serving(settings, service)
+    except NotServing as error:
+        fail(str(error), EXIT_FAILED)
+    print(f"ledger: {service} at {settings.server} is SERVING")
 
 
 @app.command(name="migrate")

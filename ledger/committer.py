@@ -111,11 +111,15 @@ class Committer:
         clock_off_most_s: float = CLOCK_OFF_S,
         queue_most: int = QUEUE_MOST_COMMANDS,
         memory_most: int = MEMORY_MOST_STREAMS,
+        committed: Callable[[Sequence[Sequence[Result]], float], None] = lambda _results, _took_s: None,
     ) -> None:
-        """`appended` is told the head after every append, in the committer's thread."""
+        """`appended` is told the head after every append, `committed` all results and how long it took to have them.
+
+        Both are called in the committer's thread.
+        """
         self._dsn, self._ledger = dsn, ledger
         self._clock, self._clock_off_most_s = clock, clock_off_most_s
-        self._deliver, self._appended = deliver, appended
+        self._deliver, self._appended, self._committed = deliver, appended, committed
         self._mapper = EventMapper()
         self._memory = Memory(self._mapper, memory_most)
         self._queue = Queue(queue_most)
@@ -167,6 +171,17 @@ class Committer:
         """How many commands wait."""
         return len(self._queue)
 
+    @property
+    def remembered(self) -> int:
+        """How many accounts, payments and transfers are in memory."""
+        return len(self._memory)
+
+    @property
+    def clock_offset_s(self) -> float | None:
+        """How far this machine's clock is ahead of the database's, when last compared; None without a database."""
+        writer = self._writer
+        return None if writer is None else writer.clock_offset_s
+
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -185,6 +200,7 @@ class Committer:
 
     def _commit(self, chunks: list[Chunk]) -> None:
         """Decide, record and answer. Whatever fails, every chunk is answered."""
+        began = monotonic()
         try:
             results = self._decide_and_record_somehow(chunks)
         except NotWritten as error:
@@ -215,6 +231,7 @@ class Committer:
             results = _all(chunks, Internal())
         self._memory.tidy()
         self._answer(chunks, results)
+        self._committed(results, monotonic() - began)
 
     def _answer(self, chunks: Sequence[Chunk], results: Sequence[list[Result]]) -> None:
         for chunk, more in zip(chunks, results, strict=True):
@@ -372,7 +389,8 @@ class Committer:
         except Refusal as refusal:
             return refusal.with_traceback(None)
         except Exception:
-            log.exception("decision_failed", ledger=self._ledger, command=type(command).__name__)
+            whose = {"correlation_id": ticket.correlation_id, "actor": ticket.actor}
+            log.exception("decision_failed", ledger=self._ledger, command=type(command).__name__, **whose)
             return Internal()
         if command.validate_only or ticket.validate_only:
             outcome = _as_if(outcome, layer)

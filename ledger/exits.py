@@ -7,6 +7,8 @@ from typing import Final, NoReturn
 
 import typer
 
+from ledger.redaction import redacted
+
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_CANNOT_START: Final = 3
@@ -14,5 +16,5 @@ EXIT_CANNOT_START: Final = 3
 
 def fail(message: str, code: int = EXIT_CANNOT_START) -> NoReturn:
     """End the program, and say why."""
-    typer.echo(f"ledger: {message}", err=True)
+    typer.echo(f"ledger: {redacted(message)}", err=True)
     sys.exit(code)

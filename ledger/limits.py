@@ -1,4 +1,4 @@
-"""How much one server takes on, unless the settings say otherwise."""
+"""How much one server takes on, and how old its reads may be, unless the settings say otherwise."""
 
 from __future__ import annotations
 
@@ -21,3 +21,6 @@ DEADLINE_LEAST_S: Final = 0.002
 
 MESSAGE_MOST_BYTES: Final = 4 * 2**20
 """A request. gRPC's own limit: a batch with more than 3 MiB is refused anyway."""
+
+READ_LAG_MOST_S: Final = 30.0
+"""When read models are further behind the log, health says NOT_SERVING of reads."""

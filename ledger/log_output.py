@@ -7,26 +7,28 @@ import sys
 
 import structlog
 
+from ledger.redaction import redact
+
 
 def configure(level: str, output: str) -> None:
     """`level` is debug, info, warning or error; `output` is console or json."""
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if output == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # Plain tracebacks: the usual ones show local variables, and secrets are among them.
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info if output == "json" else _as_is,
+            structlog.processors.format_exc_info,
+            redact,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-
-
-def _as_is(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    return event

@@ -25,9 +25,12 @@ from ledger.audit.read_events import EventReader
 from ledger.audit.signer import Signer
 from ledger.committer import CLOCK_OFF_S, Committer, utc_now
 from ledger.gate import Gate, Limits
+from ledger.metrics import ServerMetrics
 from ledger.migrations import require_migrated
+from ledger.parts import READ, WRITE, Parts, readings
 from ledger.rate_limit import RateLimit
 from ledger.reflection import Reflection
+from ledger.scraping import metrics_served
 from ledger.services import SERVICES, Desk, Open, deliver_to, rpc_handlers
 from ledger.settings import Settings, split_address
 from ledger.sweeper import SWEEP_EVERY_S, Sweeper
@@ -39,8 +42,6 @@ from projections.queries import Queries
 GRACE_S: Final = 5.0
 _HEALTH_POLL_S: Final = 0.1
 _START_POLL_S: Final = 0.01
-_READ: Final = "ledger.v1.read"
-_WRITE: Final = "ledger.v1.write"
 
 _HealthServicer: Final[Any] = health.aio.HealthServicer  # type: ignore[attr-defined]  # the stubs lack it
 
@@ -95,12 +96,13 @@ async def _serve(
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stopping.set)
     async with AsyncExitStack() as stack:
-        parts = await _start_parts(settings, dsn, timing, stack)
+        metrics = ServerMetrics()
+        parts = await _start_parts(settings, dsn, timing, metrics, stack)
         gate = await _gate(settings, dsn, stack)
-        server, servicer, address = await _start_grpc(settings, parts, gate, certificates)
-        candidates = parts.queries.expired_payments
-        sweeper = Sweeper(parts.committer, candidates, timing.sweeper_clock, timing.sweep_every_s)
-        for task in (asyncio.create_task(_watch(parts, servicer)), asyncio.create_task(sweeper.run())):
+        server, servicer, address = await _start_grpc(settings, parts, gate, certificates, metrics)
+        metrics.read_from(lambda: readings(parts))
+        stack.enter_context(metrics_served(settings.metrics_listen, metrics.registry))
+        for task in (asyncio.create_task(_watch(parts, servicer)), asyncio.create_task(parts.sweeper.run())):
             stack.push_async_callback(_cancel, task)
         if await _until_serving(parts, servicer, stopping):
             ready(address)
@@ -111,30 +113,13 @@ async def _serve(
         await server.stop(GRACE_S)
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What runs beside gRPC for the ledger that is served."""
-
-    committer: Committer
-    follower: Follower | None
-    queries: Queries
-    proofs: Proofs
-    events: EventReader
-
-
-async def _start_parts(settings: Settings, dsn: str, timing: Timing, stack: AsyncExitStack) -> Parts:
+async def _start_parts(
+    settings: Settings, dsn: str, timing: Timing, metrics: ServerMetrics, stack: AsyncExitStack
+) -> Parts:
     """Start what decides and what reads; on leaving the stack they end in the opposite order."""
     loop = asyncio.get_running_loop()
     follower = Follower(dsn, settings.ledger) if settings.follower else None
-    queries = Queries(settings.read_dsn or dsn, settings.ledger, follower=follower)
-    await queries.open()
-    stack.push_async_callback(queries.close)
     events = EventReader(settings.read_dsn or dsn, settings.ledger)
-    events.open()
-    stack.push_async_callback(events.close)
-    if follower is not None:
-        follower.start()
-        stack.push_async_callback(asyncio.to_thread, follower.stop)
 
     def appended(head: int) -> None:
         events.appended(head)
@@ -150,15 +135,26 @@ async def _start_parts(settings: Settings, dsn: str, timing: Timing, stack: Asyn
         clock_off_most_s=timing.clock_off_most_s,
         queue_most=settings.queue_most_commands,
         memory_most=settings.memory_most_streams,
+        committed=metrics.committed,
     )
+    head = lambda: committer.head.position  # noqa: E731
+    queries = Queries(settings.read_dsn or dsn, settings.ledger, follower=follower, head=head)
+    await queries.open()
+    stack.push_async_callback(queries.close)
+    events.open()
+    stack.push_async_callback(events.close)
+    if follower is not None:
+        follower.start()
+        stack.push_async_callback(asyncio.to_thread, follower.stop)
     committer.start()
     stack.push_async_callback(asyncio.to_thread, committer.stop)
-    key_path = settings.key_path
+    key_path, signer = settings.key_path, None
     if key_path is not None:
         signer = Signer(dsn, settings.ledger, KeyFiles(key_path, settings.origin))
         signer.start()
         stack.push_async_callback(asyncio.to_thread, signer.stop)
-    return Parts(committer, follower, queries, Proofs(queries.rows), events)
+    sweeper = Sweeper(committer, queries.expired_payments, timing.sweeper_clock, timing.sweep_every_s)
+    return Parts(settings, committer, queries, Proofs(queries.rows), events, sweeper, signer)
 
 
 async def _gate(settings: Settings, dsn: str, stack: AsyncExitStack) -> Gate:
@@ -174,7 +170,7 @@ async def _gate(settings: Settings, dsn: str, stack: AsyncExitStack) -> Gate:
 
 
 async def _start_grpc(
-    settings: Settings, parts: Parts, gate: Gate, certificates: Certificates | None
+    settings: Settings, parts: Parts, gate: Gate, certificates: Certificates | None, metrics: ServerMetrics
 ) -> tuple[grpc.aio.Server, Any, str]:
     options = [
         # Without this a second server on the same port would start without a word and swallow connections.
@@ -185,7 +181,7 @@ async def _start_grpc(
     reads = {**parts.queries.by_rpc, **parts.proofs.by_rpc}
     streams = {**parts.queries.streams, "ReadEvents": parts.events.read_events}
     desk = Desk({settings.ledger: Open(parts.committer, reads, streams)})
-    server.add_generic_rpc_handlers(tuple(rpc_handlers(desk, gate)))
+    server.add_generic_rpc_handlers(tuple(rpc_handlers(desk, gate, metrics)))
     servicer = _HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     described = [
@@ -236,10 +232,9 @@ async def _watch(parts: Parts, servicer: Any) -> None:
 
 async def _report(parts: Parts, servicer: Any) -> None:
     """The services follow writes, reads stand beside them."""
-    writes = parts.committer.outage is None
-    reads = parts.queries.failure is None
-    await _set(servicer, writes, ["", _WRITE, *(each.full_name for each in SERVICES)])
-    await _set(servicer, reads, [_READ])
+    parts.see_tree()
+    await _set(servicer, parts.serves_writes, ["", WRITE, *(each.full_name for each in SERVICES)])
+    await _set(servicer, parts.serves_reads, [READ])
 
 
 async def _set(servicer: Any, serving: bool, names: Sequence[str]) -> None:

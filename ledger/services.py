@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -17,12 +18,15 @@ import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc import StatusCode
+from structlog.contextvars import bind_contextvars
 
 from ledger.callers import Caller, PermissionDenied
 from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
 from ledger.gate import Call, Context, Gate
+from ledger.metrics import ServerMetrics
 from ledger.outages import Internal
 from ledger.permissions import require_permitted
 from ledger.replies import batch_response, response_to
@@ -88,7 +92,7 @@ class Desk:
 
     async def write(self, request: Any, call: Call) -> Any:
         """A single command."""
-        correlation_id = self._correlate(call.context)
+        correlation_id = self._correlate(call, request)
         ledger = self.ledger(request.ledger, call.caller)
         ticket = Ticket([command_of(request)], _waiter(), correlation_id, call.caller.name, deadline=call.deadline)
         (result,) = await self._submit(ledger, ticket)
@@ -98,7 +102,7 @@ class Desk:
 
     async def batch(self, request: batch_pb2.ExecuteBatchRequest, call: Call) -> batch_pb2.ExecuteBatchResponse:
         """Many commands. One that the caller may not give ends an ATOMIC batch, else it is refused in its place."""
-        correlation_id = self._correlate(call.context)
+        correlation_id = self._correlate(call, request)
         ledger = self.ledger(request.ledger, call.caller)
         mode = _mode(request)
         _check_size(request, mode)
@@ -125,6 +129,7 @@ class Desk:
         """The handler of the query of an rpc."""
 
         async def read(request: Any, call: Call) -> Any:
+            self._correlate(call, request)
             query = self.ledger(request.ledger, call.caller).reads[name]
             return await query(request, call.time_left_s)
 
@@ -137,7 +142,7 @@ class Desk:
         """
 
         async def stream(request: Any, call: Call) -> None:
-            self._correlate(call.context)
+            self._correlate(call, request)
             begin = self.ledger(request.ledger, call.caller).streams[name]
             # However the call ends, what the stream holds is given back right then, not when it is collected.
             async with aclosing(begin(request, call.time_left_s)) as responses:
@@ -153,10 +158,15 @@ class Desk:
         results: list[Result] = await waiter
         return results
 
-    def _correlate(self, context: Context) -> str:
-        """The request's name on every event that comes of it: the caller's, or one of ours; the caller is told."""
-        correlation_id = _correlation_id(context) or next(self._calls)
-        context.set_trailing_metadata(((CORRELATION_ID, correlation_id),))
+    def _correlate(self, call: Call, request: Any) -> str:
+        """The request's name on every event that comes of it: the caller's, or one of ours; the caller is told.
+
+        What is logged while it is answered bears it as well.
+        """
+        correlation_id = _correlation_id(call.context) or next(self._calls)
+        ledger = request.ledger[:_NAME_SHOWN] or "main"
+        bind_contextvars(correlation_id=correlation_id, ledger=ledger, actor=call.caller.name)
+        call.context.set_trailing_metadata(((CORRELATION_ID, correlation_id),))
         return correlation_id
 
 
@@ -252,25 +262,32 @@ _RPC_OF: Final[dict[str, str]] = {
 """By the name that a command has in a batch, the rpc that takes it alone."""
 
 Handler: TypeAlias = Callable[[Any, Call], Awaitable[Any]]
+"""What answers a request that was let in."""
+
+Answer: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+"""What gRPC calls."""
 
 
-def rpc_handlers(desk: Desk, gate: Gate) -> list[grpc.GenericRpcHandler[Any, Any]]:
+def rpc_handlers(desk: Desk, gate: Gate, metrics: ServerMetrics) -> list[grpc.GenericRpcHandler[Any, Any]]:
     """A handler for every rpc of the contract, behind the gate."""
     return [
         grpc.method_handlers_generic_handler(
-            service.full_name, {method.name: _rpc_handler(desk, gate, method) for method in service.methods}
+            service.full_name,
+            {method.name: _rpc_handler(desk, gate, method, metrics) for method in service.methods},
         )
         for service in SERVICES
     ]
 
 
-def _rpc_handler(desk: Desk, gate: Gate, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+def _rpc_handler(
+    desk: Desk, gate: Gate, method: MethodDescriptor, metrics: ServerMetrics
+) -> grpc.RpcMethodHandler[Any, Any]:
     request_class = GetMessageClass(method.input_type)
     serialize = GetMessageClass(method.output_type).SerializeToString
     if method.server_streaming:
-        streamer = _guarded(desk.streamer(method.name), gate, method)
+        streamer = _measured(_guarded(desk.streamer(method.name), gate, method), method.name, metrics)
         return grpc.unary_stream_rpc_method_handler(streamer, _parser(request_class), serialize)
-    handler = _guarded(_handler(desk, method.name, request_class), gate, method)
+    handler = _measured(_guarded(_handler(desk, method.name, request_class), gate, method), method.name, metrics)
     return grpc.unary_unary_rpc_method_handler(handler, _parser(request_class), serialize)
 
 
@@ -294,7 +311,30 @@ def _handler(desk: Desk, name: str, request_class: type[Message]) -> Handler:
     return desk.reader(name)
 
 
-def _guarded(handler: Handler, gate: Gate, method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Any]]:
+def _measured(handler: Answer, rpc: str, metrics: ServerMetrics) -> Answer:
+    """The handler, and it is noted with which code each call ended, and how long it took."""
+    ended = metrics.of_rpc(rpc)
+
+    async def measured(request: Any, context: Context) -> Any:
+        began = perf_counter()
+        code: Any = StatusCode.OK  # The stubs take gRPC's for numbers.
+        try:
+            return await handler(request, context)
+        except asyncio.CancelledError:
+            code = StatusCode.CANCELLED
+            raise
+        except BaseException:
+            code = context.code() or StatusCode.UNKNOWN
+            raise
+        finally:
+            took_s = perf_counter() - began
+            ended(code, took_s)
+            log.debug("call_ended", rpc=rpc, code=code.name, took_s=round(took_s, 6))
+
+    return measured
+
+
+def _guarded(handler: Handler, gate: Gate, method: MethodDescriptor) -> Answer:
     """The handler behind the gate, exceptions mapped: refusals to their status, others to INTERNAL without a word."""
     is_batch = method.input_type is batch_pb2.ExecuteBatchRequest.DESCRIPTOR
 

@@ -19,6 +19,7 @@ from ledger.limits import (
     MEMORY_MOST_STREAMS,
     MESSAGE_MOST_BYTES,
     QUEUE_MOST_COMMANDS,
+    READ_LAG_MOST_S,
 )
 from ledger.postgres import schema_of
 
@@ -99,6 +100,8 @@ class Settings(BaseSettings):
     message_most_bytes: int = Field(MESSAGE_MOST_BYTES, ge=1_024, le=2**30)
     queue_most_commands: int = Field(QUEUE_MOST_COMMANDS, ge=1)
     memory_most_streams: int = Field(MEMORY_MOST_STREAMS, ge=1)
+    read_lag_most_s: float = Field(READ_LAG_MOST_S, gt=0)
+    metrics_listen: Annotated[str, AfterValidator(_address)] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

@@ -45,6 +45,10 @@ class Sweeper:
         self._clock, self._every_s = clock, every_s
         self._settled: set[str] = set()
         """What the log was seen to have nothing capturable of, as long as the read model still shows it as due."""
+        self.sweeps = 0
+        """How often it has looked."""
+        self.expired = 0
+        """How many authorizations it has had recorded as expired."""
 
     async def run(self) -> None:
         """Sweep until cancelled. When there was more than one append's worth, go on at once."""
@@ -52,6 +56,8 @@ class Sweeper:
             swept = 0
             try:
                 swept = await self._sweep()
+                self.sweeps += 1
+                self.expired += swept
             except Refusal as outage:
                 log.debug("sweep_put_off", why=str(outage))
             except Exception:

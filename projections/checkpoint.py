@@ -11,6 +11,9 @@ from ledger.postgres import sql_blocks
 
 SQL: Final = sql_blocks("projections", "checkpoint.sql")
 
+FOLLOWER: Final = "read_models"
+"""The name under which the follower of the read models has its checkpoint."""
+
 
 class Checkpoint(NamedTuple):
     position: int

@@ -14,6 +14,11 @@ INSERT INTO checkpoints (name, position) VALUES ('read_models', 0) ON CONFLICT (
 -- select: how far it has come, and why it stopped if it did
 SELECT position, failure FROM checkpoints WHERE name = 'read_models'
 
+-- watch: the same, with the head, and for how many seconds what comes next has been there
+SELECT c.position, c.failure, (SELECT coalesce(max(position), 0) FROM events),
+       coalesce(extract(epoch FROM clock_timestamp() - (SELECT recorded_at FROM events WHERE position = c.position + 1)), 0)::float8
+FROM checkpoints AS c WHERE c.name = 'read_models'
+
 -- move: compare and set
 UPDATE checkpoints SET position = %(after)s, moved_at = clock_timestamp(), failure = NULL
 WHERE name = 'read_models' AND position = %(before)s

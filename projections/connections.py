@@ -37,12 +37,26 @@ class Connections:
         """At most `most` connections, which the database knows by `name`."""
         self._settings: Final = connection_settings(dsn, ledger, name)
         self._settings["options"] += f" -c statement_timeout={TIMEOUTS_S[-1]}s"
+        self.name: Final = name
+        self.most: Final = most
+        self.awaited = 0
+        """How many callers wait for a connection."""
         self._turns: Final = asyncio.Semaphore(most)
         self._free: list[AsyncConnection[Any]] = []
         self._timeouts_s: Final[WeakKeyDictionary[AsyncConnection[Any], int]] = WeakKeyDictionary()
         """Of connections that have another than the last of TIMEOUTS_S."""
         self._running: set[asyncio.Task[Rows]] = set()
         self._closed = False
+
+    @property
+    def busy(self) -> int:
+        """How many connections are in use."""
+        return len(self._running)
+
+    @property
+    def idle(self) -> int:
+        """How many connections are there for the next who needs one."""
+        return len(self._free)
 
     async def rows(
         self, statement: LiteralString, params: Mapping[str, Any] | None = None, *, prepare: bool | None = None
@@ -53,7 +67,11 @@ class Connections:
 
         A caller that goes away doesn't cancel what runs already: that would cost more than the rest of it.
         """
-        await self._turns.acquire()
+        self.awaited += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self.awaited -= 1
         task = asyncio.create_task(self._rows(statement, params, prepare))
         self._running.add(task)
         task.add_done_callback(self._ended)

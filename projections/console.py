@@ -22,7 +22,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 
 
 @app.command()
-def status(dsn: Dsn = None, data_dir: DataDir = None, ledger: LedgerName = None, as_json: Json = False) -> None:
+def status(
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    ledger: LedgerName = None,
+    lag_most_s: Annotated[
+        float | None, typer.Option("--lag-most", metavar="SECONDS", help="Exit with 1 if one is further behind.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show how far each follower has come, and how far it is behind the log. Exits with 1 if one has stopped."""
     from projections.checkpoint import read_status
 
@@ -40,6 +48,8 @@ def status(dsn: Dsn = None, data_dir: DataDir = None, ledger: LedgerName = None,
             table.add_row(each.name, f"{each.position:,}", f"{each.head:,}", *lag)
         Console().print(table)
     stopped = [f"{each.name} has stopped: {each.failure}" for each in followers if each.failure]
+    if lag_most_s is not None:
+        stopped += [f"{each.name} is {each.lag_s:,.1f} s behind" for each in followers if each.lag_s > lag_most_s]
     if stopped:
         fail("; ".join(stopped), EXIT_FAILED)
 

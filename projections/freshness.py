@@ -12,6 +12,7 @@ from projections.arrivals import Arrivals
 from projections.connections import Connections
 from projections.errors import PositionAheadOfHead, ReadModelBehind, ReadModelStopped, ReadsUnavailable
 from projections.follower import Follower
+from projections.lag import Lag
 from projections.lookups import Found
 
 WAIT_MOST_S: Final = 5.0
@@ -33,14 +34,21 @@ class Freshness:
     somebody waits. Either way it is what the read itself saw that counts: it may come from a replica.
     """
 
-    def __init__(self, connections: Connections, follower: Follower | None) -> None:
+    def __init__(self, connections: Connections, follower: Follower | None, head: Callable[[], int]) -> None:
+        """`head` tells the last position known of elsewhere: on a replica that hangs, the log ends early as well."""
         self._connections: Final = connections
         self._polls: Final = follower is None
         self._awaited = asyncio.Event()
         self._arrivals: Final = Arrivals(on_wait=self._awaited.set) if follower is None else follower.arrivals
         self._watching: asyncio.Task[None] | None = None
-        self.failure: str | None = None
+        self._head: Final = head
+        self.failure: str | None = "the read models have not been looked at yet"
         """Why reads are not answered as they should be, if so; at most a second old."""
+        self.position = 0
+        """The last position that reads were seen to include, as old as that."""
+        self.stopped = False
+        """Whether following had stopped by then."""
+        self.lag: Final = Lag()
 
     def open(self) -> None:
         self._watching = asyncio.create_task(self._watch())
@@ -93,11 +101,14 @@ class Freshness:
 
     async def _watch(self) -> None:
         while True:
+            known_head = self._head()
             try:
-                ((position, self.failure),) = await self._connections.rows(checkpoint.SQL.select)
+                ((position, failure, head, waiting_s),) = await self._connections.rows(checkpoint.SQL.watch)
             except Exception as error:  # Whatever it is, reads fail for the same reason.
                 self.failure = str(error)
             else:
+                self.lag.see(max(head, known_head), position, waiting_s)
+                self.position, self.failure, self.stopped = position, failure, failure is not None
                 self._report(position)
             await self._pause()
 

@@ -19,6 +19,7 @@ from projections.balances import Balance, KnownBalance, known_balance, require_r
 from projections.connections import Connections, Rows
 from projections.follower import Follower
 from projections.freshness import Freshness
+from projections.lag import Lag
 from projections.lists import Lists
 from projections.lookups import Found, Lookup
 from projections.pages import POSITION_MOST
@@ -39,9 +40,12 @@ REPORT_CONNECTIONS_MOST: Final = 2
 class Queries:
     """The queries of one ledger. All raise InvalidCommand for a malformed request, and what `Freshness.seen` raises."""
 
-    def __init__(self, dsn: str, ledger: str, *, follower: Follower | None = None) -> None:
+    def __init__(
+        self, dsn: str, ledger: str, *, follower: Follower | None = None, head: Callable[[], int] = lambda: 0
+    ) -> None:
+        """`head` tells the last position that is known of elsewhere in this process."""
         self._connections: Final = Connections(dsn, ledger)
-        self._freshness: Final = Freshness(self._connections, follower)
+        self._freshness: Final = Freshness(self._connections, follower, head)
         self._accounts: Final = Lookup(self._connections, balances.SQL.select_accounts, Balance._make)
         self._payments: Final = Lookup(self._connections, payments.SQL.select_payments, Payment._make)
         self._transfers: Final = Lookup(self._connections, transfers.SQL.select_transfers, Transfer._make)
@@ -82,6 +86,26 @@ class Queries:
     def failure(self) -> str | None:
         """Why reads can't be answered as they should be now, if so; for the health service."""
         return self._freshness.failure
+
+    @property
+    def position(self) -> int:
+        """The last position that reads were seen to include; at most a second old."""
+        return self._freshness.position
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the read models have stopped at an event that can't be applied."""
+        return self._freshness.stopped
+
+    @property
+    def lag(self) -> Lag:
+        """How far reads are behind the log."""
+        return self._freshness.lag
+
+    @property
+    def pools(self) -> tuple[Connections, ...]:
+        """The connections that reads use."""
+        return self._connections, self._reports
 
     # --- the queries -------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,11 @@ class EventReader:
         self.following = 0
         """How many calls follow the log now."""
 
+    @property
+    def pool(self) -> Connections:
+        """The connections that it uses."""
+        return self._connections
+
     def open(self) -> None:
         """Begin to watch the head. A database that is away is no hindrance."""
         self._heads.open()

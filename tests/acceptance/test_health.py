@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,7 @@ from grpc import StatusCode
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from serving import LEDGER, LedgerServer, environment, eventually, serving
+from serving import LEDGER, LedgerServer, environment, eventually, run_ledger, serving
 from test_api import (
     RPCS,
     Client,
@@ -51,6 +53,9 @@ WRITE: Final = ["", "ledger.v1.write", *SERVICES]
 READ: Final = ["ledger.v1.read"]
 
 LEDGER_NAME: Final = "patient"
+
+CLOCK_SERVER: Final = Path(__file__).with_name("clock_server.py")
+"""`ledger serve` with a clock that goes wrong."""
 
 AT_ONCE_S: Final = 3.0
 """A call that is answered at once is answered before this deadline, on a busy machine too."""
@@ -87,13 +92,19 @@ def postgres(data: Path) -> Iterator[EmbeddedPostgres]:
 
 
 @contextmanager
-def served(postgres: EmbeddedPostgres, ledger: str, folder: Path) -> Iterator[str]:
-    """Where a server listens that was given the DSN of this Postgres. It has to end well, whatever has happened."""
+def served(postgres: EmbeddedPostgres, ledger: str, folder: Path, *program: object, **variables: str) -> Iterator[str]:
+    """Where a server listens that was given the DSN of this Postgres. It has to end well, whatever has happened.
+
+    It is `ledger serve`, unless another program is named, with these variables of its environment.
+    """
     prepare(postgres.dsn, ledger)
-    command = [*LEDGER, "serve", "--listen", "127.0.0.1:0", "--dsn", postgres.dsn, "--ledger", ledger]
+    command = [*map(str, program)] or [*LEDGER, "serve"]
+    settings = {"LEDGER_LISTEN": "127.0.0.1:0", "LEDGER_DSN": postgres.dsn, "LEDGER_LEDGER": ledger, **variables}
     with (
         (folder / "log").open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment()) as process,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment() | settings
+        ) as process,
     ):
         try:
             assert process.stdout
@@ -143,6 +154,40 @@ def test_reflection_lists_and_describes_every_service(server: LedgerServer) -> N
             described = pool.FindServiceByName(each)
             ours = {method.name for method in RPCS.values() if method.containing_service.full_name == each}
             assert {method.name for method in described.methods} == ours
+
+
+# --- the health check of containers ----------------------------------------------------------------------------------
+
+
+def test_a_health_check_asks_the_server(server: LedgerServer) -> None:
+    """One line and exit code 0 for a server that serves; 1 for one that has no such service."""
+    for service in ("ledger.v1.write", "ledger.v1.read", "ledger.v1.PaymentService"):
+        ran = run_ledger("healthcheck", "--service", service, LEDGER_SERVER=server.address)
+        assert (ran.returncode, ran.stdout) == (0, f"ledger: {service} at {server.address} is SERVING\n")
+    ran = run_ledger("healthcheck", "--server", server.address, "--service", "ledger.v2.write")
+    assert ran.returncode == 1
+    assert ran.stderr == f"ledger: the server at {server.address} has no service ledger.v2.write\n"
+
+
+def test_a_health_check_fails_where_nothing_listens() -> None:
+    """In one line, with exit code 1: 2 is reserved where containers are checked."""
+    ran = run_ledger("healthcheck", "--server", "127.0.0.1:1")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == "ledger: no ledger answers at 127.0.0.1:1: is `ledger serve` running there?\n"
+
+
+def test_a_health_check_fails_while_the_server_does_not_serve(
+    client: Client, address: str, postgres: EmbeddedPostgres, data: Path
+) -> None:
+    """It answers, and says NOT_SERVING: its database is away."""
+    os.kill(postmaster_of(data), signal.SIGKILL)
+    eventually(lambda: health(client.channel, *WRITE, *READ) == {NOT_SERVING})
+    for service in ("ledger.v1.write", "ledger.v1.read"):
+        ran = run_ledger("healthcheck", "--server", address, "--service", service)
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert ran.stderr == f"ledger: {service} at {address} is NOT_SERVING\n"
+    postgres.start()
+    eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
 
 
 # --- without a database ----------------------------------------------------------------------------------------------
@@ -369,6 +414,87 @@ def test_a_stopped_follower_stops_reads_and_not_writes(client: Client, postgres:
     assert not client(authorize("last~")).replayed
     assert health(client.channel, *WRITE) == {SERVING}
     assert health(client.channel, *READ) == {NOT_SERVING}
+
+
+# --- read models that are behind, and a clock that is off ------------------------------------------------------------
+
+
+def test_read_models_that_are_too_far_behind_stop_reads_and_not_writes(
+    postgres: EmbeddedPostgres, tmp_path: Path, tag: str
+) -> None:
+    """The follower hangs: after LEDGER_READ_LAG_MOST_S health says so of reads, until it has caught up."""
+    ledger = f"late_{tag}"
+    with (
+        served(postgres, ledger, tmp_path, LEDGER_READ_LAG_MOST_S="0.4") as address,
+        client_of(address, ledger) as client,
+        psycopg.connect(postgres.dsn, options=f"-c search_path=ledger_{ledger}") as holder,
+    ):
+        client.do(opening("bank~", kind=ACCOUNT_KIND_EXTERNAL), opening("alice~"), opening("shop~"))
+        eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
+
+        holder.execute("SELECT FROM checkpoints FOR UPDATE")
+        client.do(opening("late~"))
+        eventually(lambda: health(client.channel, *READ) == {NOT_SERVING})
+
+        assert health(client.channel, *WRITE) == {SERVING}
+        written = client(opening("later~"))
+        assert answer(client, GetAccountRequest(account_id="alice~")).account.account_id == client.name("alice~")
+        behind = answer(client, GetAccountRequest(account_id="later~", min_position=written.position))
+        assert behind.reason == "READ_MODEL_BEHIND"
+
+        holder.rollback()
+        eventually(lambda: health(client.channel, *READ) == {SERVING})
+        assert client(GetAccountRequest(account_id="later~", min_position=written.position))
+
+
+def test_health_of_reads_follows_a_follower_in_another_process(
+    postgres: EmbeddedPostgres, tmp_path: Path, tag: str
+) -> None:
+    """Without `ledger follow` beside it reads of a server that doesn't follow grow old; with it they are new again."""
+    ledger = f"apart_{tag}"
+    variables = {"LEDGER_FOLLOWER": "false", "LEDGER_READ_LAG_MOST_S": "0.4"}
+    following = [*LEDGER, "follow", "--dsn", postgres.dsn, "--ledger", ledger]
+    with (
+        served(postgres, ledger, tmp_path, **variables) as address,
+        client_of(address, ledger) as client,
+    ):
+        eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
+        client.do(opening("alice~"))
+        eventually(lambda: health(client.channel, *READ) == {NOT_SERVING})
+        assert health(client.channel, *WRITE) == {SERVING}
+
+        with subprocess.Popen(following, stdout=subprocess.DEVNULL, env=environment()) as follower:
+            eventually(lambda: health(client.channel, *READ) == {SERVING})
+            follower.terminate()
+        client.do(opening("bob~"))
+        eventually(lambda: health(client.channel, *READ) == {NOT_SERVING})
+        assert health(client.channel, *WRITE) == {SERVING}
+        status = ("projections", "status", "--dsn", postgres.dsn, "--ledger", ledger, "--lag-most")
+        assert run_ledger(*status, 600).returncode == 0
+        late = run_ledger(*status, 0.4)
+        assert late.returncode == 1
+        assert re.fullmatch(r"ledger: read_models is [\d.]+ s behind\n", late.stderr)
+
+
+def test_a_clock_that_is_off_stops_writes_and_not_reads(postgres: EmbeddedPostgres, tmp_path: Path, tag: str) -> None:
+    """Further off the database's than 5 s, either way; when it is right again, so are writes."""
+    ledger, off_s = f"clock_{tag}", tmp_path / "off_s"
+    off_s.write_text("0")
+    with (
+        served(postgres, ledger, tmp_path, sys.executable, CLOCK_SERVER, off_s) as address,
+        client_of(address, ledger) as client,
+    ):
+        client.do(opening("alice~"))
+        eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
+        for wrong_s in ("-6", "6"):
+            off_s.write_text(wrong_s)
+            eventually(lambda: health(client.channel, *WRITE) == {NOT_SERVING})
+            assert answer(client, opening("bob~")).reason == "WRITES_STOPPED"
+            assert health(client.channel, *READ) == {SERVING}
+            assert client(GetAccountRequest(account_id="alice~"))
+            off_s.write_text("0")
+            eventually(lambda: health(client.channel, *WRITE) == {SERVING})
+        assert not client(opening("bob~")).replayed
 
 
 # --- a log that lost its tail ----------------------------------------------------------------------------------------

@@ -295,7 +295,7 @@ def test_settings_and_options_that_are_named_exist(document: Path) -> None:
     """Settings in the environment, and flags of `ledger`."""
     text = document.read_text()
     settings = {f"LEDGER_{name.upper()}" for name in Settings.model_fields}
-    not_of_ledger = {"LEDGER_TEST_DSN", "LEDGER_DB_PASSWORD"}  # of the tests, and of docker-compose.yml
+    not_of_ledger = {"LEDGER_TEST_DSN"}  # of the tests
     reasons = set(STATUS)  # of refusals: LEDGER_NOT_FOUND
 
     assert set(re.findall(r"\bLEDGER_[A-Z_]*[A-Z]\b", text)) - {"LEDGER_"} <= settings | not_of_ledger | reasons
@@ -322,51 +322,3 @@ def test_folders_that_the_readme_lists_exist() -> None:
 def test_nothing_is_left_to_be_filled_in() -> None:
     """No placeholder."""
     assert not re.findall(r"^[A-Z_]{5,}$", README, re.MULTILINE)
-
-
-# --- docker-compose.yml ----------------------------------------------------------------------------------------------
-
-
-def parsed(lines: list[tuple[int, str]]) -> Any:
-    """YAML of the plainest kind: keys, values, lists of values. Anything else is refused."""
-    indent = lines[0][0]
-    if lines[0][1].startswith("- "):
-        assert all(depth == indent and text.startswith("- ") for depth, text in lines), lines
-        return [scalar(text[2:]) for _, text in lines]
-    mapping: dict[str, Any] = {}
-    while lines:
-        depth, text = lines.pop(0)
-        match = re.fullmatch(r"([\w-]+):(?: (\S.*))?", text)
-        assert depth == indent, text
-        assert match, text
-        assert match[1] not in mapping, text
-        below = []
-        while lines and lines[0][0] > indent:
-            below.append(lines.pop(0))
-        assert not (match[2] and below), text
-        mapping[match[1]] = parsed(below) if below else scalar(match[2])
-    return mapping
-
-
-def scalar(text: str | None) -> Any:
-    if text and text.startswith("["):
-        return [each.strip() for each in text.strip("[]").split(",")]
-    assert not text or text[0] not in "{&*!|>%@`", text
-    assert not text or ": " not in text, text
-    return text
-
-
-def test_docker_compose_opens_nothing_to_the_world() -> None:
-    """It is well-formed, its Postgres is one that the ledger takes, and its ports are on the loopback address."""
-    text = (ROOT / "docker-compose.yml").read_text()
-    assert "\t" not in text
-    lines = [line.rstrip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    compose = parsed([(len(line) - len(line.lstrip()), line.lstrip()) for line in lines])
-
-    assert set(compose) <= {"services", "volumes", "networks", "name"}
-    for service in compose["services"].values():
-        assert int(re.fullmatch(r"postgres:(\d+)", service["image"])[1]) >= 15  # type: ignore[index]
-        assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in service["ports"])
-        named = {each.partition(":")[0] for each in service["volumes"]}
-        assert named == set(compose["volumes"])
-    assert not re.search(r"PASSWORD: (?!\$\{)", text)
