@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ledger import log_output
 from ledger.audit import console as audit
-from ledger.console import accounts, payments, transfers
+from ledger.console import accounts, payments, tls, transfers
 from ledger.console import audit as history
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
@@ -46,6 +46,7 @@ app.add_typer(transfers.app, name="transfer")
 app.add_typer(read_models.app, name="projections")
 audit.app.add_typer(history.app)
 app.add_typer(audit.app, name="audit")
+app.add_typer(tls.app, name="tls")
 
 
 def main() -> None:
