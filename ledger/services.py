@@ -19,6 +19,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from ledger.card_numbers import has_card_number
 from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
@@ -184,7 +185,7 @@ def _correlation_id(context: Context) -> str | None:
     """The caller's name for the request: its x-correlation-id, else the trace id of its traceparent (W3C)."""
     trace_id = None
     for key, value in context.invocation_metadata() or ():
-        if key == CORRELATION_ID and isinstance(value, str) and _CORRELATION_ID(value):
+        if key == CORRELATION_ID and isinstance(value, str) and _CORRELATION_ID(value) and not has_card_number(value):
             return value
         if key == "traceparent" and (found := _TRACEPARENT(str(value))):
             trace_id = found[1]

@@ -17,6 +17,7 @@ DOMAIN: Final = "ledger"
 
 STATUS: Final[dict[str, StatusCode]] = {
     "INVALID_REQUEST": StatusCode.INVALID_ARGUMENT,
+    "CARD_NUMBER_GIVEN": StatusCode.INVALID_ARGUMENT,
     "EFFECTIVE_AT_IN_FUTURE": StatusCode.INVALID_ARGUMENT,
     "ID_ALREADY_USED": StatusCode.ALREADY_EXISTS,
     "LEDGER_NOT_FOUND": StatusCode.NOT_FOUND,
