@@ -46,6 +46,8 @@ CHOSEN: Final[dict[type[Command], tuple[str, ...]]] = {
 }
 """The texts that a command brings into the log, beside metadata. Ids that it refers to are there, or nowhere."""
 
+_WITH_METADATA: Final = {kind for kind in CHOSEN if "metadata" in kind.model_fields}
+
 # As on a card: 4-4-4-4, 4-4-4-4-3 and the like, 4-6-5, 4-6-4, or in one piece. Not beside a letter (the beginning of
 # an IBAN, hexadecimal), not behind another group of digits (the middle of an IBAN, or of a UUID) and not before a group
 # of four (a longer number), not a part of a decimal. What stands before is looked at behind the first four digits:
@@ -87,7 +89,7 @@ class CardNumberGiven(InvalidCommand):
 def refuse_card_numbers(command: Command) -> None:
     """Raise CardNumberGiven, with the fields and never with what is in them, if a text of the command has one."""
     texts = [getattr(command, field) for field in CHOSEN[type(command)]]
-    metadata = getattr(command, "metadata", None)
+    metadata = _metadata(command)
     if metadata:
         texts += (*metadata, *metadata.values())
     # Of nearly all commands one look at everything together says that there is nothing to be seen.
@@ -120,12 +122,16 @@ def _violations(command: Command) -> Iterator[FieldViolation]:
     for field in CHOSEN[type(command)]:
         if has_card_number(getattr(command, field)):
             yield _violation(field)
-    metadata: dict[str, str] = getattr(command, "metadata", {})
-    for key, value in metadata.items():
+    for key, value in _metadata(command).items():
         if has_card_number(key):
             yield FieldViolation("metadata", "has a key that looks like the number of a payment card")
         elif has_card_number(value):
             yield _violation(f"metadata[{json.dumps(key[:_KEY_SHOWN])}]")
+
+
+def _metadata(command: Command) -> dict[str, str]:
+    metadata: dict[str, str] = command.metadata if type(command) in _WITH_METADATA else {}  # type: ignore[attr-defined]
+    return metadata
 
 
 def _violation(field: str) -> FieldViolation:
