@@ -299,5 +299,6 @@ async def _write(context: Context, response: Message) -> None:
 
 
 async def _abort(context: Context, refusal: Refusal) -> None:
-    details = (("grpc-status-details-bin", status_of(refusal).SerializeToString()),)
-    await context.abort(code_of(refusal), str(refusal), (*(context.trailing_metadata() or ()), *details))
+    status = status_of(refusal)
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(code_of(refusal), status.message, (*(context.trailing_metadata() or ()), *details))
