@@ -24,6 +24,7 @@ from ledger.audit.proofs import Proofs
 from ledger.audit.read_events import EventReader
 from ledger.audit.signer import Signer
 from ledger.committer import CLOCK_OFF_S, Committer, utc_now
+from ledger.grpc_server import grpc_server
 from ledger.migrations import require_migrated
 from ledger.services import SERVICES, Desk, Open, deliver_to, rpc_handlers
 from ledger.settings import Settings, split_address
@@ -147,12 +148,11 @@ async def _start_parts(settings: Settings, dsn: str, timing: Timing, stack: Asyn
 
 
 async def _start_grpc(settings: Settings, parts: Parts) -> tuple[grpc.aio.Server, Any, str]:
-    # Without so_reuseport=0 a second server on the same port would start without a word and swallow connections.
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     reads = {**parts.queries.by_rpc, **parts.proofs.by_rpc}
     streams = {**parts.queries.streams, "ReadEvents": parts.events.read_events}
     desk = Desk({settings.ledger: Open(parts.committer, reads, streams)})
-    server.add_generic_rpc_handlers(tuple(rpc_handlers(desk)))
+    # Without so_reuseport=0 a second server on the same port would start without a word and swallow connections.
+    server = grpc_server(rpc_handlers(desk), [("grpc.so_reuseport", 0)])
     servicer = _HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection(

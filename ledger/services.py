@@ -23,6 +23,7 @@ from ledger.card_numbers import has_card_number
 from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
+from ledger.grpc_server import Methods
 from ledger.outages import Internal
 from ledger.replies import batch_response, response_to
 from ledger.requests import TO_COMMAND, batch_commands, command_of
@@ -233,14 +234,12 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
-def rpc_handlers(desk: Desk) -> list[grpc.GenericRpcHandler[Any, Any]]:
+def rpc_handlers(desk: Desk) -> Methods:
     """A handler for every rpc of the contract."""
-    return [
-        grpc.method_handlers_generic_handler(
-            service.full_name, {method.name: _rpc_handler(desk, method) for method in service.methods}
-        )
+    return {
+        service.full_name: {method.name: _rpc_handler(desk, method) for method in service.methods}
         for service in SERVICES
-    ]
+    }
 
 
 def _rpc_handler(desk: Desk, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "acceptance"))
 
-from target import Target, attacked  # noqa: E402
+from target import Target, attacked
 
 
 @pytest.fixture(scope="session")
