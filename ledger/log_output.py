@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
 import structlog
 
 
 def configure(level: str, output: str) -> None:
-    """`level` is debug, info, warning or error; `output` is console or json.
-
-    gRPC's core is kept from logging, unless GRPC_VERBOSITY in the environment says otherwise: it writes a line, in a
-    form of its own, for every header that is malformed, and so anybody who can connect could fill the disk.
-    """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    """`level` is debug, info, warning or error; `output` is console or json."""
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if output == "json"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import struct
 from collections import Counter
 from contextlib import ExitStack
 from itertools import count
@@ -15,7 +16,7 @@ from random import Random
 from typing import Final
 
 import pytest
-from frames import ATTACKS, DATA, END_HEADERS, END_STREAM, HEADERS, call, frame, hpack, message, opened
+from frames import ATTACKS, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, call, frame, hpack, message, opened
 from target import ANSWERED_WITHIN_S, Target, leak
 
 RUNS: Final = int(os.environ.get("FUZZ_RUNS", "2000"))
@@ -74,6 +75,24 @@ def test_a_method_whose_name_is_not_utf_8_is_unimplemented(target: Target, path:
             said += data
     assert b"grpc-status\x0212" in said
     target.require_unharmed()
+
+
+def test_nobody_writes_into_the_log(target: Target) -> None:
+    """A farewell with a text in it was logged as it came: line feeds, and what moves the cursor of a terminal, too."""
+    farewell = struct.pack(">II", 0, 77) + b"\x1b[2J\n2026-01-01T00:00:00Z [info     ] forged"
+    with socket.create_connection((target.host, target.port), ANSWERED_WITHIN_S) as connection:
+        headers = [(name, value) for name, value in call() if name != b"te"] + [
+            (b"te", b"gzip"),
+            (b"grpc-timeout", b"x"),
+        ]
+        connection.sendall(opened() + frame(HEADERS, END_HEADERS | END_STREAM, 1, hpack(headers)))
+        connection.sendall(frame(GOAWAY, 0, 0, farewell))
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65_536):
+            pass
+    target.require_unharmed()
+    assert "forged" not in target.server.log
+    assert "grpc-timeout" not in target.server.log
 
 
 @pytest.mark.parametrize("begun", [0, 10, 24, 33], ids=["nothing", "a part of the preface", "the preface", "settings"])
