@@ -174,13 +174,13 @@ def a_header_flood(random: Random) -> Iterator[bytes]:
 def a_compression_bomb(random: Random) -> Iterator[bytes]:
     """A large header put into the table once, and then referred to with one byte, over and over.
 
-    A hundred times: gRPC's core unpacks ten thousand as well before it counts, and keeps some of it for good, which
-    only a limit on the memory of the process can bound (SECURITY.md).
+    Twenty times, five times what a call may have: gRPC unpacks ten thousand as well before it counts, and is slow to
+    give back what that takes, which only a limit on the memory of the process can bound (SECURITY.md).
     """
     yield opened()
     large = b"\x40" + _string(b"x-bomb") + _string(b"v" * 3_900)
     for stream in range(1, random.randrange(3, 40), 2):
-        yield frame(HEADERS, END_HEADERS | END_STREAM, stream, hpack(call()) + large + b"\xbe" * 100)
+        yield frame(HEADERS, END_HEADERS | END_STREAM, stream, hpack(call()) + large + b"\xbe" * 20)
 
 
 @attack
