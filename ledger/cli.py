@@ -23,6 +23,8 @@ from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import DataDir, Dsn, LedgerName, Server, settings_of
 from ledger.migrations import SchemaError, migrate, require_migrated
+from ledger.postgres import Role
+from ledger.roles import RoleMissing
 from ledger.settings import Settings
 from projections import console as read_models
 
@@ -52,7 +54,7 @@ def main() -> None:
     """Run the command line; problems that have a known cause end in one line and an exit code."""
     try:
         app()
-    except (EmbeddedPostgresError, SchemaError) as error:
+    except (EmbeddedPostgresError, SchemaError, RoleMissing) as error:
         fail(str(error))
     except psycopg.OperationalError as error:
         fail(f"can't reach the database: {' '.join(str(error).split())}")
@@ -95,7 +97,7 @@ def follow(dsn: Dsn = None, ledger: LedgerName = None) -> None:
     settings = _settings(dsn=dsn, ledger=ledger)
     if settings.dsn is None:
         fail("follow needs --dsn (`ledger dsn` prints that of an embedded Postgres)", EXIT_USAGE)
-    require_migrated(settings.dsn, settings.ledger)
+    require_migrated(settings.dsn, settings.ledger, Role.PROJECTOR)
     stopping = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stopping.set())
@@ -119,7 +121,7 @@ def migrate_command(dsn: Dsn = None, data_dir: DataDir = None, ledger: LedgerNam
     print(f"ledger: {settings.ledger} is up to date ({names})")
 
 
-class Role(StrEnum):
+class Reader(StrEnum):
     """Who a connection string is for."""
 
     OWNER = "owner"
@@ -131,18 +133,18 @@ class Role(StrEnum):
 def dsn_command(
     data_dir: DataDir = None,
     role: Annotated[
-        Role,
+        Reader,
         typer.Option(
             "--role", help="owner may do anything, auditor reads the log and read models, analyst these only."
         ),
-    ] = Role.OWNER,
+    ] = Reader.OWNER,
 ) -> None:
     """Print the connection string of a running embedded Postgres, for psql and BI tools."""
     from ledger.reader_roles import reader_dsn
 
     folder = _settings(data_dir=data_dir).data_dir
     dsn = running_dsn(folder)
-    print(dsn if role is Role.OWNER else reader_dsn(dsn, folder, role.value))
+    print(dsn if role is Reader.OWNER else reader_dsn(dsn, folder, Role(role)))
 
 
 @app.command(name="import")

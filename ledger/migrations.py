@@ -8,10 +8,10 @@ from importlib.resources import files
 from typing import Final
 
 import psycopg
-from psycopg import sql
 from psycopg.rows import TupleRow
 
-from ledger.postgres import connect, schema_of
+from ledger.postgres import Role, connect
+from ledger.roles import found, grant, require_member
 
 
 class SchemaError(Exception):
@@ -34,7 +34,9 @@ _MADE_MEANWHILE: Final = (
     psycopg.errors.DuplicateObject,
     psycopg.errors.DuplicateSchema,
     psycopg.errors.DuplicateTable,
+    psycopg.errors.InternalError_,  # "tuple concurrently updated": roles and databases belong to all ledgers
 )
+_TRIES: Final = 20
 
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS migrations (
@@ -58,21 +60,30 @@ def migrations() -> list[Migration]:
 def migrate(dsn: str, ledger: str) -> list[Migration]:
     """Create the ledger's schema if it isn't there, apply what is missing, and return that.
 
-    Safe to run from several places at once: they take turns. Raises SchemaError on a schema that a newer or a changed
-    release made.
+    Its roles are made, and given their rights, as well. Safe to run from several places at once: they take turns.
+    Raises SchemaError on a schema that a newer or a changed release made, RoleMissing where the login may not do it.
     """
     with connect(dsn, ledger, "ledger-migrate") as connection:
-        while True:
+        for _ in range(_TRIES):
             try:
                 return _migrate(connection, ledger)
-            except _MADE_MEANWHILE:
-                # Several are making the same schema or table, and another was first: look again.
-                continue
+            except _MADE_MEANWHILE as error:
+                # Several are making the same role, schema or table, and another was first: look again.
+                last = error
+        raise SchemaError(
+            f"ledger {ledger!r} has tables that its migrations don't know of, left by hand or by a restore that was "
+            f"broken off: {last.diag.message_primary}. If they hold nothing, drop the schema and migrate again"
+        )
 
 
-def require_migrated(dsn: str, ledger: str) -> None:
-    """Raise SchemaError unless the ledger's schema is just what this program works with."""
+def require_migrated(dsn: str, ledger: str, *roles: Role) -> None:
+    """Raise SchemaError unless the ledger's schema is just what this program works with.
+
+    Raises RoleMissing unless the login may act as each of the roles.
+    """
     with connect(dsn, ledger, "ledger-migrate") as connection:
+        require_member(connection, ledger, roles)
+    with connect(dsn, ledger, "ledger-migrate", *roles[:1]) as connection:
         applied = _applied(connection) if _has_table(connection) else {}
         missing = _missing(applied, ledger)
         if missing:
@@ -81,7 +92,7 @@ def require_migrated(dsn: str, ledger: str) -> None:
 
 def _migrate(connection: psycopg.Connection[TupleRow], ledger: str) -> list[Migration]:
     with connection.transaction():
-        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema_of(ledger))))
+        found(connection, ledger)
         connection.execute(_TABLE)
         connection.execute("LOCK TABLE migrations IN EXCLUSIVE MODE")
         missing = _missing(_applied(connection), ledger)
@@ -91,6 +102,7 @@ def _migrate(connection: psycopg.Connection[TupleRow], ledger: str) -> list[Migr
                 "INSERT INTO migrations (number, name, checksum) VALUES (%s, %s, %s)",
                 (each.number, each.name, each.checksum),
             )
+        grant(connection)
         return missing
 
 

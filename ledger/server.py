@@ -25,6 +25,7 @@ from ledger.audit.read_events import EventReader
 from ledger.audit.signer import Signer
 from ledger.committer import CLOCK_OFF_S, Committer, utc_now
 from ledger.migrations import require_migrated
+from ledger.roles import SERVER_ROLES
 from ledger.services import SERVICES, Desk, Open, deliver_to, rpc_handlers
 from ledger.settings import Settings, split_address
 from ledger.sweeper import SWEEP_EVERY_S, Sweeper
@@ -66,9 +67,9 @@ REAL_TIME: Final = Timing()
 def run(settings: Settings, dsn: str, ready: Callable[[str], None], timing: Timing = REAL_TIME) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `ready` is told the address once calls are answered.
 
-    Raises SchemaError, CannotListen or psycopg's errors if it can't start.
+    Raises SchemaError, RoleMissing, CannotListen or psycopg's errors if it can't start.
     """
-    require_migrated(dsn, settings.ledger)
+    require_migrated(dsn, settings.ledger, *SERVER_ROLES)
     # What is loaded by now stays; and what decisions make is freed by reference counts, so that the collector's
     # passes over a memory full of aggregates would only cost (a third of the time of a decision, as it comes set).
     gc.freeze()

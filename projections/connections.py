@@ -9,7 +9,7 @@ from typing import Any, Final, LiteralString, TypeAlias
 import psycopg
 from psycopg import AsyncConnection
 
-from ledger.postgres import connection_settings
+from ledger.postgres import Role, connection_settings
 from projections.errors import ReadsUnavailable
 
 CONNECTIONS_MOST: Final = 4
@@ -27,7 +27,7 @@ class Connections:
 
     def __init__(self, dsn: str, ledger: str, *, name: str = "ledger-reads", most: int = CONNECTIONS_MOST) -> None:
         """At most `most` connections, which the database knows by `name`."""
-        self._settings: Final = connection_settings(dsn, ledger, name)
+        self._settings: Final = connection_settings(dsn, ledger, name, Role.AUDITOR)
         self._settings["options"] += f" -c statement_timeout={STATEMENT_TIMEOUT_S}s"
         self._turns: Final = asyncio.Semaphore(most)
         self._free: list[AsyncConnection[Any]] = []
