@@ -7,6 +7,7 @@ No role may change or remove an event, the owner included: triggers refuse it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -109,7 +110,9 @@ def require_member(connection: Connection[Any], ledger: str, roles: Iterable[Rol
         )
     if not_ours := [name for (name,) in connection.execute(SQL.not_ours, {"names": names})]:
         login = _login(connection).name
-        raise RoleMissing(f"{login} may not act as {' and '.join(not_ours)}; let {_grant_members(not_ours, login)}")
+        raise RoleMissing(
+            f"{login} may not act as {' and '.join(not_ours)}; let who migrates run: {_membership(not_ours, login)};"
+        )
 
 
 # --- making ----------------------------------------------------------------------------------------------------------
@@ -117,9 +120,8 @@ def require_member(connection: Connection[Any], ledger: str, roles: Iterable[Rol
 
 class _Login(NamedTuple):
     name: str
-    makes_roles: bool
-    is_superuser: bool
     database: str
+    is_superuser: bool
 
 
 def _login(connection: Connection[Any]) -> _Login:
@@ -127,46 +129,39 @@ def _login(connection: Connection[Any]) -> _Login:
 
 
 def _make_roles(connection: Connection[Any], ledger: str) -> None:
-    """Make what is missing, with the login a member. Where it may not, whoever may is told what to run."""
+    """Make what is missing, with the login a member. Where it may not, it is told what who may has to run."""
+    statements = _still_to_run(connection, ledger)
+    if not statements:
+        return
+    with suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
+        for statement in statements:
+            connection.execute(statement.encode())
+    if statements := _still_to_run(connection, ledger):
+        raise RoleMissing(
+            f"{_login(connection).name} has no permission to make the roles of ledger {ledger!r}; let a superuser run, "
+            f"then migrate again: {'; '.join(statements)};"
+        )
+
+
+def _still_to_run(connection: Connection[Any], ledger: str) -> list[str]:
+    """The statements after which the roles are there, the login is a member, and the owner can make schemas."""
     names = [role_name(ledger, role) for role in Role]
     owner = role_name(ledger, Role.OWNER)
     login = _login(connection)
     there = {name for (name,) in connection.execute(SQL.existing, {"names": names})}
     missing = [name for name in names if name not in there]
-    statements = [f'CREATE ROLE "{name}" NOLOGIN' for name in missing]
-    if missing and not login.makes_roles:
-        raise RoleMissing(
-            _for_a_dba(login, [*statements, _membership(names, login.name)], "permission to create roles")
-        )
-    for statement in statements:
-        connection.execute(statement.encode())
     not_ours = [name for (name,) in connection.execute(SQL.not_ours, {"names": names})]
-    if not_ours:
-        _run_or_name(connection, login, _membership(not_ours, login.name), f"permission to act as {not_ours[0]}")
-    ((may_create,),) = connection.execute(SQL.may_create, {"owner": owner}).fetchall()
-    if not may_create:
-        statement = f'GRANT CREATE ON DATABASE "{login.database}" TO "{owner}"'
-        _run_or_name(connection, login, statement, "permission to let its owner create schemas")
-
-
-def _run_or_name(connection: Connection[Any], login: _Login, statement: str, what: str) -> None:
-    try:
-        with connection.transaction():
-            connection.execute(statement.encode())
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise RoleMissing(_for_a_dba(login, [statement], what)) from error
-
-
-def _for_a_dba(login: _Login, statements: list[str], what: str) -> str:
-    return f"{login.name} has no {what}; let a superuser run, then migrate again: {'; '.join(statements)};"
+    statements = [f'CREATE ROLE "{name}" NOLOGIN' for name in missing]
+    if not_ours or (missing and not login.is_superuser):
+        statements.append(_membership([*missing, *not_ours], login.name))
+    if owner in missing or connection.execute(SQL.may_create, {"owner": owner}).fetchall() == [(False,)]:
+        # A rebuild of the read models makes its tables in schemas beside.
+        statements.append(f'GRANT CREATE ON DATABASE "{login.database}" TO "{owner}"')
+    return statements
 
 
 def _membership(names: Iterable[str], login: str) -> str:
     return f'GRANT {", ".join(names)} TO "{login}"'
-
-
-def _grant_members(names: Iterable[str], login: str) -> str:
-    return f"the one who migrates run: {_membership(names, login)};"
 
 
 # --- granting --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 -- existing: which of some roles there are
 SELECT rolname FROM pg_roles WHERE rolname = ANY (%(names)s)
 
--- login: who this session is, whether it may make roles, and the database it is in
-SELECT session_user, rolsuper OR rolcreaterole, rolsuper, current_database() FROM pg_roles WHERE rolname = session_user
+-- login: who this session is, the database it is in, and whether it may do anything
+SELECT session_user, current_database(), rolsuper FROM pg_roles WHERE rolname = session_user
 
 -- not_ours: those of some roles that the login may not act as
 SELECT rolname FROM pg_roles

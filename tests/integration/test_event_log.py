@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import psycopg
 import pytest
-from checks import eventually, read_log
+from checks import eventually, read_log, remove_ledger
 from eventsourcing.persistence import IntegrityError, StoredEvent
 
 from ledger.committer import utc_now
@@ -413,8 +413,7 @@ for ledger in ledgers:
 def unmigrated(dsn: str) -> Iterator[str]:
     name = f"test_{secrets.token_hex(6)}"
     yield name
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(f"DROP SCHEMA IF EXISTS ledger_{name} CASCADE")
+    remove_ledger(dsn, name)
 
 
 def test_migrating_again_does_nothing(dsn: str, unmigrated: str) -> None:
@@ -434,7 +433,7 @@ def test_processes_that_migrate_at_once_take_turns(dsn: str, unmigrated: str) ->
     with ExitStack() as at_the_end:
         session = at_the_end.enter_context(psycopg.connect(dsn, autocommit=True))
         for ledger in ledgers:
-            at_the_end.callback(session.execute, f"DROP SCHEMA IF EXISTS ledger_{ledger} CASCADE")
+            at_the_end.callback(remove_ledger, dsn, ledger)
         for ledger in ledgers[::2]:
             session.execute(f"CREATE SCHEMA ledger_{ledger}")
         command = [sys.executable, "-c", MIGRATING, dsn, *ledgers]
