@@ -7,7 +7,7 @@ SELECT session_user, current_database(), rolsuper FROM pg_roles WHERE rolname = 
 -- not_ours: those of some roles that the login may not act as
 SELECT rolname FROM pg_roles
 WHERE rolname = ANY (%(names)s)
-  AND NOT pg_has_role(session_user, oid, CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)
+  AND NOT pg_has_role(session_user, oid, 'SET')
 ORDER BY rolname
 
 -- may_create: whether a role may make schemas in this database, as a rebuild of the read models does

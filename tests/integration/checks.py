@@ -31,7 +31,7 @@ def remove_ledger(dsn: str, ledger: str) -> None:
         connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema_of(ledger))))
         for role in Role:
             name = role_name(ledger, role)
-            if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone():
+            if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone() is not None:
                 connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
                 connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 

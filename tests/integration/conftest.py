@@ -1,6 +1,6 @@
 """A real Postgres for every test here: one server per run, a fresh ledger per test, committers in it at work.
 
-The server is the embedded one, or the one given by LEDGER_TEST_DSN (Postgres 15 or newer, as a superuser).
+The server is the embedded one, or the one given by LEDGER_TEST_DSN (Postgres 16 or newer, as a superuser).
 """
 
 from __future__ import annotations

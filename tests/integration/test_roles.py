@@ -259,6 +259,9 @@ def test_a_login_that_may_make_roles_migrates_and_rebuilds(
     require_migrated(plain, ledger, *Role)
     with Rebuild(plain, ledger) as rebuild:
         rebuild.swap()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        revoke = "REVOKE CREATE ON DATABASE {} FROM {} CASCADE"
+        connection.execute(sql.SQL(revoke).format(sql.Identifier(str(database)), sql.Identifier(user_of(plain))))
 
 
 def test_a_login_that_may_not_make_roles_is_told_what_a_superuser_has_to_run(
