@@ -125,4 +125,10 @@ def _missing(applied: dict[int, str], ledger: str) -> list[Migration]:
             )
         if known[number].checksum != checksum:
             raise SchemaError(f"migration {number} of ledger {ledger!r} is not the one that this release ships")
-    return [each for each in known.values() if each.number not in applied]
+    missing = [each for each in known.values() if each.number not in applied]
+    if missing and applied and missing[0].number < max(applied):
+        raise SchemaError(
+            f"ledger {ledger!r} is half migrated: it has migration {max(applied)} and not {missing[0].number}. Nothing "
+            "is done to it; restore it from a backup (`ledger restore`)"
+        )
+    return missing
