@@ -619,6 +619,36 @@ def test_a_role_that_may_not_create_a_schema_is_told_so_in_one_line(running: Run
             connection.execute(f"DROP ROLE guest_{tag}")
 
 
+def test_a_server_whose_login_has_only_its_four_roles_writes_reads_and_signs(
+    running: Running, migrated: list[str], tag: str, launch: Launch, shell: Shell, tmp_path: Path
+) -> None:
+    """It can't migrate, rebuild or become the owner. Without the roles it does not start, and says what to run."""
+    ledger = migrated[-1]
+    with psycopg.connect(running.dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE server_{tag} LOGIN PASSWORD '{tag}'".encode())
+        try:
+            dsn = re.sub(r"//[^@]+@", f"//server_{tag}:{tag}@", running.dsn)
+            where = ["--dsn", dsn, "--ledger", ledger]
+            refused = shell("serve", "--listen", "127.0.0.1:0", *where)
+            assert refused.code == 3
+            (statement,) = re.findall("GRANT .*;", refused.complaint)
+            connection.execute(statement.encode())
+            key = tmp_path / "tree.key"
+            assert shell("audit", "make-key", "--tree-key", key, "--ledger", ledger).code == 0
+            run = launch("serve", "--listen", "127.0.0.1:0", *where, LEDGER_TREE_KEY=str(key))
+            with client_of(run, ledger=ledger) as client:
+                fund(client)
+                assert client.balance("alice~").posted > 0
+            signed = f"SELECT FROM ledger_{ledger}.tree_heads WHERE tree_size > 0"
+            eventually(lambda: connection.execute(signed.encode()).fetchone() is not None)
+            assert run.stop() == 0
+            for command in ("migrate", "projections rebuild"):
+                assert shell(*command.split(), *where).code == 3
+        finally:
+            connection.execute(f"DROP OWNED BY server_{tag}".encode())
+            connection.execute(f"DROP ROLE server_{tag}".encode())
+
+
 # --- dsn -------------------------------------------------------------------------------------------------------------
 
 
