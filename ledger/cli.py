@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from ledger import log_output
 from ledger.audit import console as audit
 from ledger.console import accounts, payments, transfers
 from ledger.console import audit as history
+from ledger.durability import UnsafeDurability
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import DataDir, Dsn, LedgerName, Server, settings_of
@@ -54,7 +56,7 @@ def main() -> None:
     """Run the command line; problems that have a known cause end in one line and an exit code."""
     try:
         app()
-    except (EmbeddedPostgresError, SchemaError, RoleMissing) as error:
+    except (EmbeddedPostgresError, SchemaError, RoleMissing, UnsafeDurability) as error:
         fail(str(error))
     except psycopg.OperationalError as error:
         fail(f"can't reach the database: {' '.join(str(error).split())}")
@@ -119,6 +121,40 @@ def migrate_command(dsn: Dsn = None, data_dir: DataDir = None, ledger: LedgerNam
         applied = prepare(database, settings.ledger)
     names = ", ".join(f"{each:04}" for each in applied) or "nothing to do"
     print(f"ledger: {settings.ledger} is up to date ({names})")
+
+
+@app.command()
+def doctor(
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    ledger: LedgerName = None,
+    allow_unsafe: Annotated[
+        bool | None,
+        typer.Option("--allow-unsafe", help="Only warn of settings that lose acknowledged commits in a crash."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+) -> None:
+    """Check whether a database is fit to keep a ledger, and say what to do. Exits with 1 if it is not.
+
+    It looks at the server, its durability, the connection, and the ledger's roles, rights and triggers; it changes
+    nothing. --dsn is best the one that servers use.
+    """
+    from ledger.database import reached
+    from ledger.doctor import Check, Verdict, examine
+
+    settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger, unsafe_durability=allow_unsafe)
+    checks: list[Check] = []
+    with reached(settings) as database:
+        told, embedded = settings.unsafe_durability, settings.dsn is None
+        for check in examine(database, settings.ledger, allow_unsafe=told, is_embedded=embedded):
+            checks.append(check)
+            if not as_json:
+                print(check.lines, flush=True)
+    if as_json:
+        print(json.dumps([each._asdict() for each in checks]))
+    failed = [each.name for each in checks if each.verdict is Verdict.FAIL]
+    if failed:
+        fail(f"not fit: {', '.join(failed)}", EXIT_FAILED)
 
 
 class Reader(StrEnum):

@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     tree_origin: Annotated[str, AfterValidator(_origin)] | None = None
     queue_most_commands: int = Field(QUEUE_MOST_COMMANDS, ge=1)
     memory_most_streams: int = Field(MEMORY_MOST_STREAMS, ge=1)
+    unsafe_durability: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

@@ -649,6 +649,23 @@ def test_a_server_whose_login_has_only_its_four_roles_writes_reads_and_signs(
             connection.execute(f"DROP ROLE server_{tag}".encode())
 
 
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_finds_an_embedded_ledger_well_and_another_not_there(running: Running, shell: Shell) -> None:
+    """One line for each check, and JSON for programs; it exits with 1 if anything makes the whole unfit."""
+    well = shell("doctor", "--data-dir", running.data_dir)
+    assert (well.code, well.err) == (0, "")
+    assert {line.split()[0] for line in well.out.splitlines()} == {"ok"}
+
+    unknown = shell("doctor", "--data-dir", running.data_dir, "--ledger", "nowhere", "--json")
+    assert unknown.code == 1
+    assert unknown.complaint == "ledger: not fit: schema"
+    *others, schema = json.loads(unknown.out)
+    assert {each["verdict"] for each in others} == {"ok"}
+    assert schema["advice"].endswith("run `ledger migrate --ledger nowhere` first")
+
+
 # --- dsn -------------------------------------------------------------------------------------------------------------
 
 
