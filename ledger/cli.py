@@ -6,8 +6,9 @@ import json
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from ledger import log_output
 from ledger.audit import console as audit
+from ledger.bars import Bars
 from ledger.console import accounts, payments, transfers
 from ledger.console import audit as history
 from ledger.durability import UnsafeDurability
@@ -155,6 +157,72 @@ def doctor(
     failed = [each.name for each in checks if each.verdict is Verdict.FAIL]
     if failed:
         fail(f"not fit: {', '.join(failed)}", EXIT_FAILED)
+
+
+@app.command()
+def backup(
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the backup goes; it must not be there yet.")],
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    ledger: LedgerName = None,
+) -> None:
+    """Write a ledger as it is at one moment into a folder, with what proves a restored copy. Servers go on meanwhile.
+
+    The signing key is not in it, and no other schema: back up tree.key yourself, elsewhere.
+    """
+    from ledger.backup import CannotBackUp, back_up
+    from ledger.database import reached
+    from ledger.postgres_programs import ProgramFailed
+
+    settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
+    with reached(settings) as database, Bars() as bars:
+        require_migrated(database, settings.ledger, Role.AUDITOR)
+        try:
+            made = back_up(database, settings.ledger, to, bars.show)
+        except (CannotBackUp, ProgramFailed) as error:
+            fail(str(error), EXIT_FAILED)
+        except KeyboardInterrupt:
+            fail("stopped; nothing was written", EXIT_FAILED)
+    size = made.dump_bytes / 2**20
+    print(f"ledger: {made.ledger} up to position {made.position:,} is in {to} ({size:,.1f} MiB)\n  {made.digest}")
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A backup, as `ledger backup` writes it.")],
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    drill: Annotated[
+        bool, typer.Option("--drill", help="Restore into a Postgres that is thrown away, to know that it can be done.")
+    ] = False,
+) -> None:
+    """Restore a backup where there is no ledger of its name, and prove that it is the same: log, state and tree head.
+
+    What is not the same is removed again, and ends with 1.
+    """
+    from ledger.backup import CannotRestore, NotTheSame
+    from ledger.backup import restore as restore_backup
+    from ledger.postgres_programs import ProgramFailed
+
+    settings = _settings(dsn=dsn, data_dir=data_dir)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        if drill:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ledger-drill-")))
+            database = stack.enter_context(EmbeddedPostgres(scratch)).dsn
+        else:
+            database = stack.enter_context(_database(settings, migrated=False))
+        bars = stack.enter_context(Bars())
+        try:
+            made = restore_backup(database, folder, bars.show)
+        except (CannotRestore, NotTheSame, ProgramFailed) as error:
+            fail(str(error), EXIT_FAILED)
+        except KeyboardInterrupt:
+            fail("stopped; what was restored by then was removed again", EXIT_FAILED)
+        prepare(database, made.ledger)
+    done = f"{'can be restored' if drill else 'is restored'}: it took {time.monotonic() - started:,.1f} s"
+    print(f"ledger: {made.ledger} up to position {made.position:,} ({made.taken_at:%Y-%m-%d %H:%M:%S} UTC) {done}")
+    print(f"  {made.digest}\n  tree root {made.root}")
 
 
 class Reader(StrEnum):

@@ -59,7 +59,7 @@ def found(connection: Connection[Any], ledger: str) -> None:
 
     What a release without roles has left there becomes the owner's. Raises RoleMissing.
     """
-    _make_roles(connection, ledger)
+    make_roles(connection, ledger)
     owner = role_name(ledger, Role.OWNER)
     connection.execute(
         sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION {}").format(
@@ -85,6 +85,10 @@ def grant(connection: Connection[Any]) -> None:
     statements += [_statement("REVOKE {} ON {} FROM {}", schema, each) for each in sorted(surplus)]
     if statements:
         connection.execute(sql.SQL("; ").join(statements))
+    if connection.execute(SQL.open_functions).fetchall():
+        connection.execute(
+            sql.SQL("REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA {} FROM PUBLIC").format(sql.Identifier(schema))
+        )
 
 
 def differences(connection: Connection[Any]) -> tuple[set[Right], set[Right]]:
@@ -128,8 +132,11 @@ def _login(connection: Connection[Any]) -> _Login:
     return _Login._make(connection.execute(SQL.login).fetchall()[0])
 
 
-def _make_roles(connection: Connection[Any], ledger: str) -> None:
-    """Make what is missing, with the login a member. Where it may not, it is told what who may has to run."""
+def make_roles(connection: Connection[Any], ledger: str) -> None:
+    """Make those roles of a ledger that are missing, with the login a member.
+
+    Raises RoleMissing, with what somebody who may has to run, where the login may not.
+    """
     statements = _still_to_run(connection, ledger)
     if not statements:
         return

@@ -39,3 +39,7 @@ UNION ALL
 SELECT '', coalesce(r.rolname, 'PUBLIC'), a.privilege_type
 FROM pg_namespace AS n, aclexplode(n.nspacl) AS a LEFT JOIN pg_roles AS r ON r.oid = a.grantee
 WHERE n.nspname = current_schema() AND a.grantee <> n.nspowner
+
+-- open_functions: those of that schema that anybody may call, as a restored one can be
+SELECT p.oid FROM pg_proc AS p, aclexplode(coalesce(proacl, acldefault('f', proowner))) AS a
+WHERE pronamespace = current_schema()::regnamespace AND a.grantee = 0 AND a.privilege_type = 'EXECUTE'

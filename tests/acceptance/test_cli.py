@@ -666,6 +666,37 @@ def test_the_doctor_finds_an_embedded_ledger_well_and_another_not_there(running:
     assert schema["advice"].endswith("run `ledger migrate --ledger nowhere` first")
 
 
+# --- backup and restore ----------------------------------------------------------------------------------------------
+
+
+def test_a_backup_is_taken_beside_a_server_and_restored_where_there_is_no_ledger(
+    running: Running, shell: Shell, tmp_path: Path
+) -> None:
+    """The drill leaves nothing; a new data folder gets the ledger, with the same digest; the old one stays as it is."""
+    taken = shell("backup", "monday", "--data-dir", running.data_dir, folder=tmp_path)
+    assert (taken.code, taken.err) == (0, "")
+    told, digest = taken.out.splitlines()
+    assert re.fullmatch(r"ledger: main up to position [\d,]+ is in monday \([\d.]+ MiB\)", told)
+    again = shell("backup", "monday", "--data-dir", running.data_dir, folder=tmp_path)
+    assert (again.code, again.complaint) == (
+        1,
+        "ledger: monday is there already: a backup never takes the place of another",
+    )
+
+    drilled = shell("restore", "monday", "--drill", folder=tmp_path)
+    assert (drilled.code, drilled.err) == (0, "")
+    assert re.search(r" can be restored: it took [\d.]+ s\n", drilled.out)
+    assert drilled.out.splitlines()[1] == digest
+    refused = shell("restore", "monday", "--dsn", running.dsn, folder=tmp_path)
+    assert (refused.code, "already" in refused.complaint) == (1, True)
+
+    restored = shell("restore", "monday", "--data-dir", "new", folder=tmp_path)
+    assert (restored.code, restored.err) == (0, "")
+    assert restored.out.splitlines()[1] == digest
+    position = digest.split()[1]
+    assert shell("audit", "digest", "--at", position, "--data-dir", "new", folder=tmp_path).out == f"{digest.strip()}\n"
+
+
 # --- dsn -------------------------------------------------------------------------------------------------------------
 
 
@@ -676,7 +707,7 @@ def test_the_dsn_of_a_running_server_is_for_psycopg_and_psql(running: Running, s
     dsn = ended.out.removesuffix("\n")
     with psycopg.connect(dsn) as connection:
         assert connection.execute("SELECT count(*) FROM ledger_main.migrations").fetchone() != (0,)
-    psql = shutil.which("psql") or str(embedded._binaries() / "psql")
+    psql = shutil.which("psql") or str(embedded.binaries() / "psql")
     query = [psql, dsn, "-X", "-A", "-t", "-c", "SELECT 1 + 1"]
     assert subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip() == "2"
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ledger.embedded import _binaries
+from ledger.embedded import binaries
 from ledger.migrations import SchemaError, migrate, migrations, require_migrated
 from ledger.postgres import connect, schema_of
 from projections import create_tables
@@ -71,7 +71,7 @@ def as_released(dsn: str, ledger: str, last: int) -> None:
 
 def dumped(dsn: str, ledger: str) -> str:
     """The schema of a ledger as pg_dump writes it, without the ledger's name and what differs from run to run."""
-    command = [_binaries() / "pg_dump", "--schema-only", "--schema", schema_of(ledger), "--dbname", dsn]
+    command = [binaries() / "pg_dump", "--schema-only", "--schema", schema_of(ledger), "--dbname", dsn]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout.replace(ledger, "NAME")
     return "\n".join(line for line in text.splitlines() if "restrict" not in line)
 
