@@ -43,6 +43,16 @@ ALL: Final = [
 ]
 
 
+OPERATIONS: Final = Path(__file__).parents[2] / "docs" / "operations.md"
+
+
+def test_every_check_is_in_the_table_of_the_documentation() -> None:
+    """In their order, each with what to do."""
+    table = OPERATIONS.read_text().split("## What the doctor says")[1].split("\n## ")[0]
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
+    assert rows == ["check", *ALL]
+
+
 def checks(dsn: str, ledger: str, **told: Any) -> dict[str, Check]:
     return {check.name: check for check in examine(dsn, ledger, **told)}
 

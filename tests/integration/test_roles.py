@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -16,13 +17,17 @@ from psycopg.conninfo import make_conninfo
 from read_side import History
 
 from ledger.committer import utc_now
+from ledger.doctor import Verdict, examine
 from ledger.domain.commands import OpenAccount
+from ledger.embedded import EmbeddedPostgres
 from ledger.migrations import migrate, migrations, require_migrated
 from ledger.postgres import Role, connect, role_name, schema_of
 from ledger.roles import RIGHTS, SERVER_ROLES, RoleMissing, differences
 from ledger.writer import Head, Writer
 from projections import create_tables
 from projections.rebuild import Rebuild
+
+OPERATIONS: Final = Path(__file__).parents[2] / "docs" / "operations.md"
 
 # --- a table of what may be done -------------------------------------------------------------------------------------
 
@@ -319,6 +324,33 @@ def test_rights_that_somebody_gave_or_took_are_put_right_by_migrating(
     assert [each[1:] for each in surplus] == [(role_name(ledger, Role.WRITER), "DELETE")]
     migrate(dsn, ledger)
     assert differences(session) == (set(), set())
+
+
+def test_what_the_documentation_has_a_superuser_run_is_all_it_takes(tmp_path: Path) -> None:
+    """Two blocks of SQL, `ledger migrate` between them; then a server may start, and neither migrate nor rebuild."""
+    for_superuser, for_migrator = re.findall("```sql\n(.*?)```", OPERATIONS.read_text(), re.DOTALL)
+    with EmbeddedPostgres(tmp_path / "data") as postgres:
+        migrator, server = (
+            make_conninfo(postgres.dsn, user=f"ledger_{who}", password=f"choose-{password}")
+            for who, password in (("migrator", "one"), ("server", "another"))
+        )
+        with psycopg.connect(postgres.dsn, autocommit=True) as connection:
+            connection.execute(for_superuser.encode())
+        migrate(migrator, "main")
+        with psycopg.connect(migrator, autocommit=True) as connection:
+            connection.execute(for_migrator.encode())
+        require_migrated(server, "main", *SERVER_ROLES)
+        assert not [check for check in examine(server, "main") if check.verdict is Verdict.FAIL]
+        with pytest.raises(RoleMissing):
+            migrate(server, "main")
+        with pytest.raises(RoleMissing):
+            require_migrated(server, "main", Role.OWNER)
+
+
+def test_the_table_of_roles_in_the_documentation_is_complete() -> None:
+    """Every role, once."""
+    found = re.findall(r"^\| `ledger_main_([a-z]+)` \|", OPERATIONS.read_text(), re.MULTILINE)
+    assert found == [role.value for role in Role]
 
 
 def test_the_longest_name_that_a_ledger_can_have_is_not_cut_in_its_roles(dsn: str, drop: list[str]) -> None:
