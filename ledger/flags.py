@@ -12,7 +12,7 @@ from ledger.exits import EXIT_USAGE, fail
 from ledger.settings import Settings
 
 Dsn = Annotated[
-    str | None, typer.Option("--dsn", help="Connection string of a Postgres 15 or newer, instead of an embedded one.")
+    str | None, typer.Option("--dsn", help="Connection string of a Postgres 16 or newer, instead of an embedded one.")
 ]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where the embedded Postgres keeps its data.  \\[.data]")

@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from ledger.metrics import Metrics, Reading
 from ledger.migrations import require_migrated
+from ledger.postgres import Role
 from ledger.scraping import metrics_served
 from ledger.settings import Settings
 from projections.checkpoint import FOLLOWER
@@ -24,9 +25,9 @@ class FollowerStopped(Exception):
 def run(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
     """Follow until SIGTERM or SIGINT. `ready` is called when it has begun.
 
-    Raises FollowerStopped, and if it can't start SchemaError, CannotServeMetrics or psycopg's errors.
+    Raises FollowerStopped, and if it can't start SchemaError, RoleMissing, CannotServeMetrics or psycopg's errors.
     """
-    require_migrated(dsn, settings.ledger)
+    require_migrated(dsn, settings.ledger, Role.PROJECTOR)
     stopping = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stopping.set())

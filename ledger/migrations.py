@@ -8,10 +8,11 @@ from importlib.resources import files
 from typing import Final
 
 import psycopg
-from psycopg import sql
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
-from ledger.postgres import connect, schema_of
+from ledger.postgres import Role, connect, schema_of
+from ledger.roles import found, found_callers, grant, grant_callers, require_member
 
 
 class SchemaError(Exception):
@@ -34,7 +35,9 @@ _MADE_MEANWHILE: Final = (
     psycopg.errors.DuplicateObject,
     psycopg.errors.DuplicateSchema,
     psycopg.errors.DuplicateTable,
+    psycopg.errors.InternalError_,  # "tuple concurrently updated": roles and databases belong to all ledgers
 )
+_TRIES: Final = 20
 
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS migrations (
@@ -77,17 +80,33 @@ def migrations(folder: str = "migrations") -> list[Migration]:
 def migrate(dsn: str, ledger: str) -> list[Migration]:
     """Create the ledger's schema if it isn't there, apply what is missing, and return that. The same for tokens.
 
-    Safe to run from several places at once: they take turns. Raises SchemaError on a schema that a newer or a changed
-    release made.
+    Roles are made, and given their rights, as well. Safe to run from several places at once: they take turns.
+    Raises SchemaError on a schema that a newer or a changed release made, RoleMissing where the login may not do it.
     """
     with connect(dsn, ledger, "ledger-migrate") as connection:
-        _migrate(connection, CALLERS)
-        return _migrate(connection, Target.of(ledger))
+        for _ in range(_TRIES):
+            try:
+                applied = _migrate(connection, ledger)
+                _migrate_callers(connection, ledger)
+            except _MADE_MEANWHILE as error:
+                # Several are making the same role, schema or table, and another was first: look again.
+                last = error
+            else:
+                return applied
+        raise SchemaError(
+            f"ledger {ledger!r} has tables that its migrations don't know of, left by hand or by a restore that was "
+            f"broken off: {last.diag.message_primary}. If they hold nothing, drop the schema and migrate again"
+        )
 
 
-def require_migrated(dsn: str, ledger: str, *, callers: bool = False) -> None:
-    """Raise SchemaError unless the ledger's schema, and with `callers` that of tokens, is just what this works with."""
+def require_migrated(dsn: str, ledger: str, *roles: Role, callers: bool = False) -> None:
+    """Raise SchemaError unless the ledger's schema, and with `callers` that of tokens, is just what this works with.
+
+    Raises RoleMissing unless the login may act as each of the roles.
+    """
     with connect(dsn, ledger, "ledger-migrate") as connection:
+        require_member(connection, ledger, roles)
+    with connect(dsn, ledger, "ledger-migrate", *roles[:1]) as connection:
         for target in (Target.of(ledger), CALLERS)[: 1 + callers]:
             _use(connection, target)
             applied = _applied(connection) if _has_table(connection) else {}
@@ -95,33 +114,40 @@ def require_migrated(dsn: str, ledger: str, *, callers: bool = False) -> None:
                 raise SchemaError(f"{target.title} is not migrated: run {target.hint} first")
 
 
-def _migrate(connection: psycopg.Connection[TupleRow], target: Target) -> list[Migration]:
-    while True:
-        try:
-            return _migrate_once(connection, target)
-        except _MADE_MEANWHILE:
-            # Several are making the same schema or table, and another was first: look again.
-            continue
-
-
-def _migrate_once(connection: psycopg.Connection[TupleRow], target: Target) -> list[Migration]:
+def _migrate(connection: psycopg.Connection[TupleRow], ledger: str) -> list[Migration]:
     with connection.transaction():
-        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(target.schema)))
-        _use(connection, target)
-        connection.execute(_TABLE)
-        connection.execute("LOCK TABLE migrations IN EXCLUSIVE MODE")
-        missing = _missing(_applied(connection), target)
-        for each in missing:
-            connection.execute(each.text.encode())
-            connection.execute(
-                "INSERT INTO migrations (number, name, checksum) VALUES (%s, %s, %s)",
-                (each.number, each.name, each.checksum),
-            )
-        return missing
+        found(connection, ledger)
+        applied = _apply(connection, Target.of(ledger))
+        grant(connection)
+        return applied
+
+
+def _migrate_callers(connection: psycopg.Connection[TupleRow], ledger: str) -> None:
+    """The schema of tokens, and the right of this ledger's writer to read them."""
+    with connection.transaction():
+        found_callers(connection)
+        _apply(connection, CALLERS)
+        grant_callers(connection, ledger)
+
+
+def _apply(connection: psycopg.Connection[TupleRow], target: Target) -> list[Migration]:
+    _use(connection, target)
+    connection.execute(_TABLE)
+    connection.execute("LOCK TABLE migrations IN EXCLUSIVE MODE")
+    missing = _missing(_applied(connection), target)
+    for each in missing:
+        connection.execute(each.text.encode())
+        connection.execute(
+            "INSERT INTO migrations (number, name, checksum) VALUES (%s, %s, %s)",
+            (each.number, each.name, each.checksum),
+        )
+    return missing
 
 
 def _use(connection: psycopg.Connection[TupleRow], target: Target) -> None:
-    connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(target.schema)))
+    """Search that schema first, until the transaction ends; outside of one for good."""
+    local = connection.info.transaction_status is not TransactionStatus.IDLE
+    connection.execute("SELECT set_config('search_path', %s, %s)", (target.schema, local))
 
 
 def _has_table(connection: psycopg.Connection[TupleRow]) -> bool:
@@ -143,4 +169,10 @@ def _missing(applied: dict[int, str], target: Target) -> list[Migration]:
             )
         if known[number].checksum != checksum:
             raise SchemaError(f"migration {number} of {target.title} is not the one that this release ships")
-    return [each for each in known.values() if each.number not in applied]
+    missing = [each for each in known.values() if each.number not in applied]
+    if missing and applied and missing[0].number < max(applied):
+        raise SchemaError(
+            f"{target.title} is half migrated: it has migration {max(applied)} and not {missing[0].number}. Nothing "
+            "is done to it; restore it from a backup (`ledger restore`)"
+        )
+    return missing

@@ -24,6 +24,7 @@ from ledger.audit.proofs import Proofs
 from ledger.audit.read_events import EventReader
 from ledger.audit.signer import Signer
 from ledger.committer import CLOCK_OFF_S, Committer, utc_now
+from ledger.durability import require_durable
 from ledger.gate import Gate, Limits
 from ledger.grpc_server import grpc_server
 from ledger.metrics import ServerMetrics
@@ -31,6 +32,7 @@ from ledger.migrations import require_migrated
 from ledger.parts import READ, WRITE, Parts, readings
 from ledger.rate_limit import RateLimit
 from ledger.reflection import Reflection
+from ledger.roles import SERVER_ROLES
 from ledger.scraping import metrics_served
 from ledger.services import SERVICES, Desk, Open, deliver_to, rpc_handlers
 from ledger.settings import Settings, split_address
@@ -73,9 +75,10 @@ REAL_TIME: Final = Timing()
 def run(settings: Settings, dsn: str, ready: Callable[[str], None], timing: Timing = REAL_TIME) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `ready` is told the address once calls are answered.
 
-    Raises SchemaError, CannotListen, TlsUnusable or psycopg's errors if it can't start.
+    Raises SchemaError, RoleMissing, UnsafeDurability, CannotListen, TlsUnusable or psycopg's errors if it can't start.
     """
-    require_migrated(dsn, settings.ledger, callers=settings.tokens)
+    require_migrated(dsn, settings.ledger, *SERVER_ROLES, callers=settings.tokens)
+    require_durable(dsn, settings.ledger, told=settings.unsafe_durability)
     certificates = _certificates(settings)
     # What is loaded by now stays; and what decisions make is freed by reference counts, so that the collector's
     # passes over a memory full of aggregates would only cost (a third of the time of a decision, as it comes set).

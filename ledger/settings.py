@@ -102,6 +102,7 @@ class Settings(BaseSettings):
     memory_most_streams: int = Field(MEMORY_MOST_STREAMS, ge=1)
     read_lag_most_s: float = Field(READ_LAG_MOST_S, gt=0)
     metrics_listen: Annotated[str, AfterValidator(_address)] | None = None
+    unsafe_durability: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

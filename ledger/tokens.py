@@ -20,6 +20,7 @@ from psycopg.rows import class_row
 from ledger.callers import RESERVED, Caller, CallersUnavailable, Role, Unauthenticated, caller_name
 from ledger.committer import utc_now
 from ledger.postgres import LEDGER_NAME, connect, connection_settings, sql_blocks
+from ledger.postgres import Role as PostgresRole
 
 PREFIX: Final = "lgr_"
 """What every token starts with, so that scanners of repositories and logs know one when they see it."""
@@ -124,7 +125,7 @@ class TokenBook:
         clock: Callable[[], datetime] = utc_now,
         seconds: Callable[[], float] = monotonic,
     ) -> None:
-        self._settings: Final = connection_settings(dsn, ledger, "ledger-callers")
+        self._settings: Final = connection_settings(dsn, ledger, "ledger-callers", PostgresRole.WRITER)
         self._clock: Final = clock
         self._seconds: Final = seconds
         self._known: dict[bytes, _Known] = {}

@@ -14,7 +14,7 @@ from psycopg.errors import Diagnostic, UniqueViolation
 from psycopg.rows import TupleRow
 
 from ledger.event_log import SQL, RecordedEvent, append_columns, recorded_event
-from ledger.postgres import connect
+from ledger.postgres import Role, as_login, connect
 
 READ_ONLY: Final = "25006"
 """read_only_sql_transaction: the server is a standby, or was told to take no writes."""
@@ -94,7 +94,7 @@ class Writer:
 
     def __init__(self, dsn: str, ledger: str, clock: Callable[[], datetime]) -> None:
         self._dsn, self._ledger = dsn, ledger
-        self._connection: psycopg.Connection[TupleRow] = connect(dsn, ledger, "ledger-writer")
+        self._connection: psycopg.Connection[TupleRow] = connect(dsn, ledger, "ledger-writer", Role.WRITER)
         self._clock = clock
         self.clock_offset_s = 0.0
         """How far this machine's clock is ahead of the database's, when last compared."""
@@ -112,16 +112,16 @@ class Writer:
         self._connection.execute("SET plan_cache_mode = force_generic_plan")
         # A writer that freezes in its turn must not stop the others for ever.
         self._connection.execute("SET idle_in_transaction_session_timeout = '10s'")
-        return self.check_clock()
-
-    def check_clock(self) -> tuple[int, datetime]:
-        """Compare the clocks; return what identifies this session to the server."""
-        before = self._clock()
-        row = self._connection.execute(SQL.session).fetchone()
-        assert row is not None
-        pid, backend_start, database_time = row
-        self.clock_offset_s = (before + (self._clock() - before) / 2 - database_time).total_seconds()
+        self.check_clock()
+        with as_login(self._connection):
+            ((pid, backend_start),) = self._connection.execute(SQL.session).fetchall()
         return pid, backend_start
+
+    def check_clock(self) -> None:
+        """Compare the clocks."""
+        before = self._clock()
+        ((database_time,),) = self._connection.execute(SQL.clock).fetchall()
+        self.clock_offset_s = (before + (self._clock() - before) / 2 - database_time).total_seconds()
 
     @property
     def backend_pid(self) -> int:
@@ -217,7 +217,8 @@ class Writer:
         """
         lost.close()
         session = {"pid": lost._pid, "backend_start": lost._backend_start}
-        self._connection.execute(SQL.end_session, session)
+        with as_login(self._connection):
+            self._connection.execute(SQL.end_session, session)
         with self.turn():
             found = self._connection.execute(SQL.tail, {"after": head.position, "limit": len(events)}).fetchall()
         return [(stream, version, topic, bytes(state)) for _, stream, version, topic, _, state in found] == [

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from ledger.deadlines import time_left_s
-from ledger.postgres import connection_settings, sql_blocks
+from ledger.postgres import Role, connection_settings, sql_blocks
 from projections.errors import ReadsUnavailable
 
 CONNECTIONS_MOST: Final = 4
@@ -35,7 +35,7 @@ class Connections:
 
     def __init__(self, dsn: str, ledger: str, *, name: str = "ledger-reads", most: int = CONNECTIONS_MOST) -> None:
         """At most `most` connections, which the database knows by `name`."""
-        self._settings: Final = connection_settings(dsn, ledger, name)
+        self._settings: Final = connection_settings(dsn, ledger, name, Role.AUDITOR)
         self._settings["options"] += f" -c statement_timeout={TIMEOUTS_S[-1]}s"
         self.name: Final = name
         self.most: Final = most

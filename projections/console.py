@@ -13,7 +13,7 @@ from ledger.database import reached
 from ledger.exits import EXIT_FAILED, fail
 from ledger.flags import DataDir, Dsn, LedgerName, settings_of
 from ledger.migrations import require_migrated
-from ledger.postgres import connect
+from ledger.postgres import Role, connect
 from ledger.tables import table_of
 
 app = typer.Typer(help="The read models: how far they have come, and how to make them anew.", no_args_is_help=True)
@@ -36,8 +36,8 @@ def status(
 
     settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
     with reached(settings) as database:
-        require_migrated(database, settings.ledger)
-        with connect(database, settings.ledger, "ledger-status") as connection:
+        require_migrated(database, settings.ledger, Role.AUDITOR)
+        with connect(database, settings.ledger, "ledger-status", Role.AUDITOR) as connection:
             followers = read_status(connection)
     if as_json:
         print(json.dumps([each._asdict() for each in followers]))
@@ -70,7 +70,7 @@ def rebuild(
 
     settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
     with reached(settings) as database, Bars() as bars:
-        require_migrated(database, settings.ledger)
+        require_migrated(database, settings.ledger, Role.OWNER)
         try:
             with Rebuild(database, settings.ledger, bars.show) as building:
                 building.catch_up()

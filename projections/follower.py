@@ -11,7 +11,7 @@ import psycopg
 import structlog
 from psycopg import Connection
 
-from ledger.postgres import connect, sql_blocks
+from ledger.postgres import Role, connect, sql_blocks
 from ledger.upcasters import EventMapper
 from projections import read_models
 from projections.arrivals import Arrivals
@@ -162,7 +162,7 @@ class Follower:
     def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
             self._disconnect()
-            self._connection = connect(self._dsn, self._ledger, "ledger-follower")
+            self._connection = connect(self._dsn, self._ledger, "ledger-follower", Role.PROJECTOR)
             self._connection.execute(SQL.settle)
         return self._connection
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Final, Protocol
 
-from psycopg import Connection, Cursor, errors
+from psycopg import Connection, Cursor
 
+from ledger.roles import act_as_owner, grant
 from projections import balances, checkpoint, entries, payments, transfers
 from projections.batch import LoggedEvent
 from projections.views import create_views
@@ -28,18 +29,16 @@ READ_MODELS: Final[tuple[ReadModel, ...]] = (balances, payments, transfers, entr
 
 
 def create_tables(connection: Connection[Any]) -> None:
-    """Create the tables of all read models, the checkpoint and the views on them, where they don't exist."""
-    try:
-        _create_tables(connection)
-    except (errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable):
-        # Somebody else was creating them at the same time, all in one transaction: now they are there.
-        _create_tables(connection)
+    """Create the tables of all read models, the checkpoint and the views on them, where they don't exist.
 
-
-def _create_tables(connection: Connection[Any]) -> None:
+    They are the owner's, and the roles get their rights. The ledger has to be migrated.
+    """
     with connection.transaction():
+        act_as_owner(connection)
+        connection.execute("LOCK TABLE migrations IN EXCLUSIVE MODE")  # Who does the same at this time waits.
         create_bare_tables(connection)
         create_views(connection)
+        grant(connection)
 
 
 def create_bare_tables(connection: Connection[Any]) -> None:

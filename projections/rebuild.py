@@ -15,7 +15,7 @@ from typing import Any, Final, LiteralString, NamedTuple, TypeAlias
 import psycopg
 from psycopg import Connection, sql
 
-from ledger.postgres import connect, schema_of, sql_blocks
+from ledger.postgres import Role, as_login, connect, schema_of, sql_blocks
 from ledger.upcasters import EventMapper
 from projections import read_models, views
 from projections.batch import LoggedEvent, decode, read_batch, whole_commands
@@ -67,13 +67,14 @@ class Rebuild:
         self._mapper = EventMapper()
         self._ledger_schema, self._scratch, self._old = schema_of(ledger), f"rebuild_{ledger}", f"rebuilt_{ledger}"
         self._dsn, self._ledger = dsn, ledger
-        self._connection: Connection[Any] = connect(dsn, ledger, f"rebuild-{ledger}")
+        self._connection: Connection[Any] = connect(dsn, ledger, f"rebuild-{ledger}", Role.OWNER)
         self._indexes: list[LiteralString] = []
         self.position = 0
         """The last position that the new tables include."""
 
     def __enter__(self) -> Rebuild:
-        others = self._connection.execute(SQL.others, {"name": f"rebuild-{self._ledger}"}).fetchall()
+        with as_login(self._connection):
+            others = self._connection.execute(SQL.others, {"name": f"rebuild-{self._ledger}"}).fetchall()
         if others:
             self._connection.close()
             raise RebuildImpossible(f"another rebuild of ledger {self._ledger!r} is under way")
@@ -125,7 +126,7 @@ class Rebuild:
 
     def compare(self) -> Comparison:
         """Hold the live tables against the new ones, row by row, at one position."""
-        with connect(self._dsn, self._ledger, "rebuild-compares") as live, live.transaction():
+        with connect(self._dsn, self._ledger, "rebuild-compares", Role.OWNER) as live, live.transaction():
             live.execute(SQL.snapshot)
             comparison = Comparison(read_checkpoint(live).position)
             while self.position < comparison.position:

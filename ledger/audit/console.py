@@ -15,6 +15,7 @@ from ledger.database import reached
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import DataDir, Dsn, LedgerName, settings_of
 from ledger.migrations import require_migrated
+from ledger.postgres import Role
 from ledger.terminal import quoted
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def verify(
     key = None if public_key is None else _public_key(public_key)
     kept = [_kept_head(each) for each in heads or ()]
     with reached(settings) as database, Bars() as bars:
-        require_migrated(database, settings.ledger)
+        require_migrated(database, settings.ledger, Role.AUDITOR)
         try:
             report = verify(database, settings.ledger, key=key, kept=kept, read_models=read_models, progress=bars.show)
         except KeyboardInterrupt:
@@ -91,7 +92,7 @@ def digest(
 
     settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
     with reached(settings) as database, Bars() as bars:
-        require_migrated(database, settings.ledger)
+        require_migrated(database, settings.ledger, Role.AUDITOR)
         try:
             made = digest(database, settings.ledger, at, lambda done, total: bars.show("log", done, total))
         except AboveHead as error:
@@ -153,7 +154,7 @@ def export_command(
 
     settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
     with reached(settings) as database, Bars() as bars:
-        require_migrated(database, settings.ledger)
+        require_migrated(database, settings.ledger, Role.AUDITOR)
         try:
             events = export(database, settings.ledger, to, tree_size=head, force=force, progress=bars.show)
         except LogHasGap as error:
@@ -251,6 +252,7 @@ def accept_restore_command(
     settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger, tree_key=tree_key)
     path = settings.key_path or _no_key()
     with reached(settings) as database:
+        require_migrated(database, settings.ledger, Role.SIGNER)
         try:
             note = accept_restore(database, settings.ledger, KeyFiles(path, settings.origin), reason, utc_now())
         except NothingToAccept as error:

@@ -56,13 +56,19 @@ class Logged(NamedTuple):
 
 
 def digest(
-    dsn: str, ledger: str, at: int | None = None, progress: Callable[[int, int], None] = lambda *_: None
+    dsn: str,
+    ledger: str,
+    at: int | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    shared: str | None = None,
 ) -> Digest:
     """The digest at a position, the head unless one is given. `progress` is told the events done and to be done.
 
+    `shared` is the snapshot of another connection to make it in.
+
     Raises AboveHead, and NoDigest naming the event that can't be understood.
     """
-    with opened(dsn, ledger) as connection:
+    with opened(dsn, ledger, shared) as connection:
         head = head_of(connection)
         position = head if at is None else at
         if position > head:

@@ -17,7 +17,7 @@ from psycopg.pq import Format
 
 from ledger.audit.bundle import BundleWriter, Row
 from ledger.audit.note import Note
-from ledger.postgres import connect, sql_blocks
+from ledger.postgres import Role, connect, sql_blocks
 
 SQL: Final = sql_blocks("ledger.audit", "export.sql")
 
@@ -83,7 +83,7 @@ def export(
 
 @contextmanager
 def _at_one_moment(dsn: str, ledger: str) -> Iterator[Connection[Any]]:
-    with connect(dsn, ledger, "ledger-export") as connection:
+    with connect(dsn, ledger, "ledger-export", Role.AUDITOR) as connection:
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         with connection.transaction():

@@ -12,7 +12,7 @@ from ledger.audit.keys import KeyFiles
 from ledger.audit.merkle import EMPTY_ROOT
 from ledger.audit.note import TreeHead, sign
 from ledger.audit.signer import SQL, LogChanged, Signer
-from ledger.postgres import connect
+from ledger.postgres import Role, connect
 
 
 class NothingToAccept(Exception):
@@ -33,7 +33,7 @@ def accept_restore(dsn: str, ledger: str, files: KeyFiles, reason: str, now: dat
         raise NothingToAccept("the log is the one that was signed before: there is nothing to accept")
     finally:
         signer.stop()
-    with files.locked(), connect(dsn, ledger, "ledger-restore") as connection:
+    with files.locked(), connect(dsn, ledger, "ledger-restore", Role.SIGNER) as connection:
         return _record(connection, files, reason, now)
 
 

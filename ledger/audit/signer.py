@@ -22,7 +22,7 @@ from ledger.audit.keys import KeyFiles, KeyUnusable
 from ledger.audit.merkle import EMPTY_ROOT, root_at
 from ledger.audit.note import Note, NoteInvalid, PublicKey, SigningKey, TreeHead, sign
 from ledger.audit.tiles import Edge, Place, edge_of, node_of, places_of
-from ledger.postgres import connect, sql_blocks
+from ledger.postgres import Role, connect, sql_blocks
 
 SQL: Final = sql_blocks("ledger.audit", "tree.sql")
 
@@ -219,7 +219,7 @@ class Signer:
         """A connection, and the tree as it was last published."""
         if self._connection is None or self._connection.closed:
             self._disconnect()
-            self._connection = connect(self._dsn, self._ledger, "ledger-signer")
+            self._connection = connect(self._dsn, self._ledger, "ledger-signer", Role.SIGNER)
             self._load(self._connection)
         return self._connection
 

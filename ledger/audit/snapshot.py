@@ -11,7 +11,7 @@ from psycopg import Connection, IsolationLevel, ServerCursor, sql
 from psycopg.adapt import Buffer, Loader
 from psycopg.pq import Format
 
-from ledger.postgres import connect, sql_blocks
+from ledger.postgres import Role, connect, sql_blocks
 
 SQL: Final = sql_blocks("ledger.audit", "snapshot.sql")
 
@@ -47,7 +47,7 @@ def opened(dsn: str, ledger: str, shared: str | None = None) -> Iterator[Connect
 
     `shared` is what `share` told about the snapshot of another connection: that one is seen here too.
     """
-    with connect(dsn, ledger, "ledger-audit") as connection:
+    with connect(dsn, ledger, "ledger-audit", Role.AUDITOR) as connection:
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         with connection.transaction():

@@ -66,9 +66,11 @@ FROM (SELECT coalesce(max(position), 0) AS position FROM events) AS head,
          WITH ORDINALITY AS e (stream, version, topic, state, place)
 RETURNING position
 
--- session: who this connection is to the server, and the server's clock
-SELECT pg_backend_pid(), backend_start, clock_timestamp()
-FROM pg_stat_activity WHERE pid = pg_backend_pid()
+-- session: who this connection is to the server; only its login is told
+SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
+
+-- clock: the server's
+SELECT clock_timestamp()
 
 -- end_session: end a connection of ours that was lost, so that nothing it still had in hand can be committed later
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid = %(pid)s AND backend_start = %(backend_start)s

@@ -15,12 +15,15 @@ from typing import Any, Final
 
 import grpc
 import psycopg
-from psycopg import sql
 
 from ledger.audit.keys import KeyFiles
 from ledger.audit.note import PublicKey
 from ledger.v1.account_pb2 import Account, GetAccountRequest
 from ledger.v1.account_pb2_grpc import AccountServiceStub
+
+sys.path.append(str(Path(__file__).parents[1] / "integration"))
+
+from checks import remove_ledger
 
 ROOT: Final = Path(__file__).parents[2]
 LEDGER: Final = (sys.executable, "-m", "ledger.cli")
@@ -110,8 +113,7 @@ class LedgerServer:
     def remove(self) -> None:
         """Leave nothing behind on a Postgres that was there before."""
         if self._given:
-            with psycopg.connect(self._given, autocommit=True) as connection:
-                connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(f"ledger_{self.ledger}")))
+            remove_ledger(self._given, self.ledger)
 
     @property
     def log(self) -> str:

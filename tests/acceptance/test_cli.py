@@ -26,7 +26,7 @@ from psycopg import sql
 from serving import ROOT, environment, eventually
 from test_api import Client, authorize, batch, check_log, leg, opening, refused_by, transfer
 
-from ledger import embedded, reader_roles
+from ledger import embedded, roles
 from ledger.embedded import running_dsn
 from ledger.settings import Settings
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
@@ -114,7 +114,7 @@ class Ended(NamedTuple):
 
 FORKS: Final = """
 import json, os, signal, sys
-from ledger import cli, reader_roles, server
+from ledger import cli, roles, server
 
 for line in sys.stdin:
     folder, arguments, env = json.loads(line)
@@ -637,6 +637,84 @@ def test_a_role_that_may_not_create_a_schema_is_told_so_in_one_line(running: Run
             connection.execute(f"DROP ROLE guest_{tag}")
 
 
+def test_a_server_whose_login_has_only_its_four_roles_writes_reads_and_signs(
+    running: Running, migrated: list[str], tag: str, launch: Launch, shell: Shell, tmp_path: Path
+) -> None:
+    """It can't migrate, rebuild or become the owner. Without the roles it does not start, and says what to run."""
+    ledger = migrated[-1]
+    with psycopg.connect(running.dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE server_{tag} LOGIN PASSWORD '{tag}'".encode())
+        try:
+            dsn = re.sub(r"//[^@]+@", f"//server_{tag}:{tag}@", running.dsn)
+            where = ["--dsn", dsn, "--ledger", ledger]
+            refused = shell("serve", "--listen", "127.0.0.1:0", *where)
+            assert refused.code == 3
+            (statement,) = re.findall("GRANT .*;", refused.complaint)
+            connection.execute(statement.encode())
+            key = tmp_path / "tree.key"
+            assert shell("audit", "make-key", "--tree-key", key, "--ledger", ledger).code == 0
+            run = launch("serve", "--listen", "127.0.0.1:0", *where, LEDGER_TREE_KEY=str(key))
+            with client_of(run, ledger=ledger) as client:
+                fund(client)
+                assert client.balance("alice~").posted > 0
+            signed = f"SELECT FROM ledger_{ledger}.tree_heads WHERE tree_size > 0"
+            eventually(lambda: connection.execute(signed.encode()).fetchone() is not None)
+            assert run.stop() == 0
+            for command in ("migrate", "projections rebuild"):
+                assert shell(*command.split(), *where).code == 3
+        finally:
+            connection.execute(f"DROP OWNED BY server_{tag}".encode())
+            connection.execute(f"DROP ROLE server_{tag}".encode())
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_finds_an_embedded_ledger_well_and_another_not_there(running: Running, shell: Shell) -> None:
+    """One line for each check, and JSON for programs; it exits with 1 if anything makes the whole unfit."""
+    well = shell("doctor", "--data-dir", running.data_dir)
+    assert (well.code, well.err) == (0, "")
+    assert {line.split()[0] for line in well.out.splitlines()} == {"ok"}
+
+    unknown = shell("doctor", "--data-dir", running.data_dir, "--ledger", "nowhere", "--json")
+    assert unknown.code == 1
+    assert unknown.complaint == "ledger: not fit: schema"
+    *others, schema = json.loads(unknown.out)
+    assert {each["verdict"] for each in others} == {"ok"}
+    assert schema["advice"].endswith("run `ledger migrate --ledger nowhere` first")
+
+
+# --- backup and restore ----------------------------------------------------------------------------------------------
+
+
+def test_a_backup_is_taken_beside_a_server_and_restored_where_there_is_no_ledger(
+    running: Running, shell: Shell, tmp_path: Path
+) -> None:
+    """The drill leaves nothing; a new data folder gets the ledger, with the same digest; the old one stays as it is."""
+    taken = shell("backup", "monday", "--data-dir", running.data_dir, folder=tmp_path)
+    assert (taken.code, taken.err) == (0, "")
+    told, digest = taken.out.splitlines()
+    assert re.fullmatch(r"ledger: main up to position [\d,]+ is in monday \([\d.]+ MiB\)", told)
+    again = shell("backup", "monday", "--data-dir", running.data_dir, folder=tmp_path)
+    assert (again.code, again.complaint) == (
+        1,
+        "ledger: monday is there already: a backup never takes the place of another",
+    )
+
+    drilled = shell("restore", "monday", "--drill", folder=tmp_path)
+    assert (drilled.code, drilled.err) == (0, "")
+    assert re.search(r" can be restored: it took [\d.]+ s\n", drilled.out)
+    assert drilled.out.splitlines()[1] == digest
+    refused = shell("restore", "monday", "--dsn", running.dsn, folder=tmp_path)
+    assert (refused.code, "already" in refused.complaint) == (1, True)
+
+    restored = shell("restore", "monday", "--data-dir", "new", folder=tmp_path)
+    assert (restored.code, restored.err) == (0, "")
+    assert restored.out.splitlines()[1] == digest
+    position = digest.split()[1]
+    assert shell("audit", "digest", "--at", position, "--data-dir", "new", folder=tmp_path).out == f"{digest.strip()}\n"
+
+
 # --- dsn -------------------------------------------------------------------------------------------------------------
 
 
@@ -647,7 +725,7 @@ def test_the_dsn_of_a_running_server_is_for_psycopg_and_psql(running: Running, s
     dsn = ended.out.removesuffix("\n")
     with psycopg.connect(dsn) as connection:
         assert connection.execute("SELECT count(*) FROM ledger_main.migrations").fetchone() != (0,)
-    psql = shutil.which("psql") or str(embedded._binaries() / "psql")
+    psql = shutil.which("psql") or str(embedded.binaries() / "psql")
     query = [psql, dsn, "-X", "-A", "-t", "-c", "SELECT 1 + 1"]
     assert subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip() == "2"
 
@@ -658,9 +736,18 @@ def test_a_role_reads_and_changes_nothing(role: str, reads_log: bool, running: R
     ended = shell("dsn", "--data-dir", running.data_dir, "--role", role)
     assert ended.code == 0, ended.err
     with psycopg.connect(ended.out.strip(), autocommit=True) as connection:
-        for view in reader_roles.VIEWS:
+        for view in roles.VIEWS:
             connection.execute(f"SELECT count(*) FROM ledger_main.{view}")
-        for table in (*reader_roles.TABLES, *reader_roles.LOG_AND_TREE):
+        for table in (
+            *roles.READ_MODELS,
+            "checkpoints",
+            "events",
+            "migrations",
+            "tree_tiles",
+            "tree_heads",
+            "tree_breaks",
+            "tree_keys",
+        ):
             if reads_log:
                 connection.execute(f"SELECT count(*) FROM ledger_main.{table}")
             else:

@@ -122,7 +122,7 @@ class Shown:
     def __init__(self, place: Path) -> None:
         self.place = place
         # Where there is no psql, that of the embedded Postgres does.
-        self._env = environment() | {"PATH": f"{os.environ['PATH']}:{embedded._binaries()}", "PAGER": "cat"}
+        self._env = environment() | {"PATH": f"{os.environ['PATH']}:{embedded.binaries()}", "PAGER": "cat"}
         self.out = place / "serve.out"
         with self.out.open("w") as out, (place / "serve.err").open("w") as err:
             self.server = subprocess.Popen(

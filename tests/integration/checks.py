@@ -12,6 +12,9 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import psycopg
+from psycopg import sql
+
+from ledger.postgres import Role, role_name, schema_of
 
 
 def eventually(condition: Callable[[], object], within_s: float = 20) -> None:
@@ -20,6 +23,17 @@ def eventually(condition: Callable[[], object], within_s: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.002)
+
+
+def remove_ledger(dsn: str, ledger: str) -> None:
+    """Leave nothing of a ledger behind: neither its schema nor its roles, which belong to the whole server."""
+    with psycopg.connect(dsn, autocommit=True, options="-c lock_timeout=5s") as connection:
+        connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema_of(ledger))))
+        for role in Role:
+            name = role_name(ledger, role)
+            if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone() is not None:
+                connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+                connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
 class Row(NamedTuple):

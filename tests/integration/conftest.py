@@ -1,6 +1,6 @@
 """A real Postgres for every test here: one server per run, a fresh ledger per test, committers in it at work.
 
-The server is the embedded one, or the one given by LEDGER_TEST_DSN (Postgres 15 or newer, as a superuser).
+The server is the embedded one, or the one given by LEDGER_TEST_DSN (Postgres 16 or newer, as a superuser).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from ledger.committer import Committer
 from ledger.domain.commands import Command
@@ -38,7 +37,7 @@ from projections.queries import Queries
 UNIT: Final = Path(__file__).parents[1] / "unit"
 sys.path.append(str(UNIT))
 
-from checks import eventually  # noqa: E402
+from checks import eventually, remove_ledger  # noqa: E402
 from domain import in_words  # noqa: E402
 from read_side import History  # noqa: E402
 
@@ -69,9 +68,8 @@ def new_ledger(dsn: str) -> Iterator[Callable[[], str]]:
     yield make
     if "LEDGER_TEST_DSN" not in os.environ:
         return  # The server goes, and its ledgers with it.
-    with psycopg.connect(dsn, autocommit=True, options="-c lock_timeout=5s") as connection:
-        for name in names:
-            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema_of(name))))
+    for name in names:
+        remove_ledger(dsn, name)
 
 
 @pytest.fixture

@@ -309,7 +309,7 @@ def write(dsn: str, value: int) -> None:
 
 
 def programs() -> Path:
-    return embedded._binaries()
+    return embedded.binaries()
 
 
 def as_owner_of(folder: Path) -> dict[str, int]:

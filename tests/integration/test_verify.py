@@ -33,7 +33,7 @@ from ledger.cli import prepare
 from ledger.domain.aggregate import Stamp
 from ledger.domain.book import Book
 from ledger.domain.events import AccountKind
-from ledger.postgres import connect
+from ledger.postgres import Role, connect
 from ledger.reader_roles import reader_dsn
 from ledger.ticket import Mode
 from projections import create_tables
@@ -187,7 +187,7 @@ def test_an_empty_ledger_is_sound(dsn: str, ledger: str) -> None:
 
 def test_an_auditor_needs_no_more_than_to_read(sound: Sound, tmp_path: Path) -> None:
     """The role that `ledger dsn --role auditor` makes, in two processes; and nothing is left behind by them."""
-    auditor = reader_dsn(sound.dsn, tmp_path, "auditor")
+    auditor = reader_dsn(sound.dsn, tmp_path, Role.AUDITOR)
     report = sound.verify(auditor, beside_from=1)
     assert report.is_sound, lines(report)
     with psycopg.connect(auditor) as connection:

@@ -1,0 +1,68 @@
+"""The programs that come with Postgres: found in PATH or with the embedded Postgres, and run against a DSN."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from ledger.embedded import EmbeddedPostgresError, binaries
+
+_TOLD_MOST: Final = 400
+
+
+class ProgramFailed(Exception):
+    """A program is missing, or ended with an error; the text is for an operator."""
+
+
+def program(name: str, server_major: int) -> Path:
+    """The oldest `name` that can serve a server of this major version: a newer one may say what the server can't read.
+
+    Raises ProgramFailed if there is none.
+    """
+    fitting = sorted((major, place) for place, major in _places(name) if major >= server_major)
+    if not fitting:
+        raise ProgramFailed(
+            f"there is no {name} of Postgres {server_major} or newer in PATH: install the client programs of Postgres "
+            f"{server_major}"
+        )
+    return fitting[0][1]
+
+
+def _places(name: str) -> Iterator[tuple[Path, int]]:
+    found = [Path(place) for place in [shutil.which(name)] if place]
+    with suppress(EmbeddedPostgresError):  # It is not installed: then PATH has to do.
+        found.append(binaries() / name)
+    for place in found:
+        said = subprocess.run([place, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+        if version := re.search(r"\(PostgreSQL\) (\d+)", said):
+            yield place, int(version[1])
+
+
+def run(place: Path, dsn: str, *arguments: str) -> str:
+    """Run a program against a database and return what it prints. The password is not among its arguments.
+
+    Raises ProgramFailed with what it said.
+    """
+    settings = {name: value for name, value in conninfo_to_dict(dsn).items() if value is not None}
+    environment = {**os.environ, "PGPASSWORD": str(settings.pop("password"))} if "password" in settings else None
+    command: list[str] = [str(place), "--no-password", f"--dbname={make_conninfo('', **settings)}", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+    if ended.returncode:
+        raise ProgramFailed(f"{place.name} failed: {' '.join(ended.stderr.split())[:_TOLD_MOST]}")
+    return ended.stdout
+
+
+def contents_of(pg_restore: Path, dump: Path) -> str:
+    """The table of contents of a dump, as pg_restore --use-list takes it. Raises ProgramFailed."""
+    ended = subprocess.run([pg_restore, "--list", dump], capture_output=True, text=True, check=False)  # noqa: S603
+    if ended.returncode:
+        raise ProgramFailed(f"{dump} can't be read: {' '.join(ended.stderr.split())[:_TOLD_MOST]}")
+    return ended.stdout
