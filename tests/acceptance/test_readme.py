@@ -28,6 +28,7 @@ MAKEFILE: Final = (ROOT / "Makefile").read_text()
 DOCUMENTS: Final = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
     ROOT / ".env.example",
     ROOT / "docker-compose.yml",
     *sorted((ROOT / "docs").rglob("*.md")),

@@ -40,12 +40,17 @@ NEVER: Final = {
     "NOT_RECORDED",
     "OUTCOME_UNKNOWN",
     "READ_MODEL_STOPPED",
-    "READS_UNAVAILABLE",
     "SHUTTING_DOWN",
     "QUEUE_FULL",
     "DEADLINE_PASSED",
 }
 """Reasons that would say that the server, and not the request, is at fault."""
+
+AGAIN: Final = {"READS_UNAVAILABLE", "READ_MODEL_BEHIND", "TREE_BEHIND"}
+"""What a busy server may say now and then. Whoever asks again has to get an answer in the end."""
+
+TRIES: Final = 5
+PAUSE_S: Final = 0.5
 
 
 def test_malformed_requests_are_answered_and_harm_nobody(target: Target) -> None:
@@ -82,11 +87,17 @@ async def send_all(target: Target, malformed: Malformed, met: Counter[str]) -> N
 
 async def answer(channel: grpc.aio.Channel, given: Given) -> str:
     """OK or the reason of what came back, after everything that has to hold for it was looked at."""
-    try:
-        await (stream if given.method.server_streaming else unary)(channel, given)
-    except grpc.aio.AioRpcError as error:
-        return reason(given, error)
-    return "OK"
+    for _ in range(TRIES):
+        try:
+            await (stream if given.method.server_streaming else unary)(channel, given)
+        except grpc.aio.AioRpcError as error:
+            said = reason(given, error)
+            if said not in AGAIN:
+                return said
+        else:
+            return "OK"
+        await asyncio.sleep(PAUSE_S)
+    raise AssertionError(f"{said}, {TRIES} times")
 
 
 async def unary(channel: grpc.aio.Channel, given: Given) -> None:
