@@ -14,9 +14,9 @@ import psycopg
 import typer
 from rich.console import Console
 
-from ledger import log_output
+from ledger import log_output, token_commands
 from ledger.audit import console as audit
-from ledger.console import accounts, payments, transfers
+from ledger.console import accounts, payments, tls, transfers
 from ledger.console import audit as history
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
@@ -42,9 +42,11 @@ app = typer.Typer(
 app.add_typer(accounts.app, name="account")
 app.add_typer(payments.app, name="payment")
 app.add_typer(transfers.app, name="transfer")
+app.add_typer(token_commands.app, name="token")
 app.add_typer(read_models.app, name="projections")
 audit.app.add_typer(history.app)
 app.add_typer(audit.app, name="audit")
+app.add_typer(tls.app, name="tls")
 
 
 def main() -> None:
@@ -72,18 +74,22 @@ def serve(
     """Serve the ledger over gRPC until SIGTERM or Ctrl-C."""
     from ledger.scraping import CannotServeMetrics
     from ledger.server import CannotListen, run
+    from ledger.tls import TlsUnusable
 
     settings = _settings(listen=listen, dsn=dsn, data_dir=data_dir, ledger=ledger, follower=follower)
+    if settings.unsafe_listen:
+        fail(settings.unsafe_listen, EXIT_USAGE)
 
     def ready(address: str) -> None:
         where = "the database of the DSN" if settings.dsn else f"an embedded Postgres in {settings.data_dir}"
-        print(f"ledger: serving on {address} (ledger {settings.ledger}, {where})", flush=True)
+        ways = "".join([", TLS" * (settings.tls_cert is not None), ", tokens" * settings.tokens])
+        print(f"ledger: serving on {address} (ledger {settings.ledger}, {where}{ways})", flush=True)
 
     with _database(settings) as database:
         _require_key(settings)
         try:
             run(settings, database, ready)
-        except (CannotListen, CannotServeMetrics) as error:
+        except (CannotListen, CannotServeMetrics, TlsUnusable) as error:
             fail(str(error))
 
 
@@ -119,7 +125,7 @@ def healthcheck(
 
     settings = settings_of(server=server)
     try:
-        require_serving(settings.server, service)
+        require_serving(settings, service)
     except NotServing as error:
         fail(str(error), EXIT_FAILED)
     print(f"ledger: {service} at {settings.server} is SERVING")
@@ -171,12 +177,12 @@ def import_command(
     ledger: LedgerName = None,
 ) -> None:
     """Bring a history along: accounts and movements from CSV files. Can be stopped and run again."""
-    from ledger.client import NoAnswer
+    from ledger.client import NoAnswer, Target
     from ledger.importer import CannotImport, run_import
 
     settings = settings_of(server=server, ledger=ledger)
     try:
-        summary = run_import(accounts, movements, server=settings.server, ledger=settings.ledger, console=Console())
+        summary = run_import(accounts, movements, target=Target.of(settings), ledger=settings.ledger, console=Console())
     except CannotImport as error:
         fail(str(error), EXIT_USAGE)
     except NoAnswer as error:

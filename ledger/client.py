@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -16,6 +18,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
+from ledger.settings import Settings, is_loopback
 from ledger.v1 import account_pb2, account_pb2_grpc, batch_pb2, batch_pb2_grpc
 
 PATIENCE_S: Final = 60.0
@@ -52,22 +55,96 @@ class Refused(Exception):
         self.status: Final = status
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server, how it proves who it is, and how we do."""
+
+    server: str
+    ca: str | None = None
+    """The file of the authorities that its certificate may be from; `public`: those that gRPC knows; unset: no TLS."""
+
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    token: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Target:
+        """What the settings name. Raises NoAnswer if a file can't be read."""
+        token = settings.token and settings.token.get_secret_value()
+        if settings.token_file is not None:
+            token = _read(settings.token_file).decode("ascii", "replace").strip()
+        return cls(settings.server, settings.ca, settings.client_cert, settings.client_key, token or None)
+
+    def channel(self) -> grpc.Channel:
+        """A channel to it. Raises NoAnswer if it can't be had as it is asked for."""
+        if self.ca is None:
+            if self.token and not is_loopback(self.server):
+                raise NoAnswer(f"a token is not sent to {self.server} without TLS: set LEDGER_CA (docs/security.md)")
+            channel = grpc.insecure_channel(self.server, options=_CHANNEL_OPTIONS)
+        else:
+            channel = grpc.secure_channel(self.server, self._credentials(self.ca), options=_CHANNEL_OPTIONS)
+        return grpc.intercept_channel(channel, _SendsToken(self.token)) if self.token else channel
+
+    def _credentials(self, ca: str) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(
+            root_certificates=None if ca == "public" else _read(Path(ca)),
+            private_key=None if self.client_key is None else _read(self.client_key),
+            certificate_chain=None if self.client_cert is None else _read(self.client_cert),
+        )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NoAnswer(f"can't read {path}: {error.strerror}") from error
+
+
+class _SendsToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
+    """Sends the token with every call. gRPC's own way refuses to on a channel without TLS, be it to loopback."""
+
+    def __init__(self, token: str) -> None:
+        self._header: Final = ("authorization", f"Bearer {token}")
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._with_token(details), request)
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._with_token(details), request)
+
+    def _with_token(self, details: Any) -> Any:
+        return details._replace(metadata=[*(details.metadata or ()), self._header])
+
+
 @contextmanager
-def connected(server: str) -> Iterator[grpc.Channel]:
+def connected(target: Target) -> Iterator[grpc.Channel]:
     """A channel to a server that answers. Raises NoAnswer if none does: at once if nothing listens there."""
-    with grpc.insecure_channel(server, options=_CHANNEL_OPTIONS) as channel:
-        if not _is_ready(channel):
-            raise NoAnswer(f"no ledger answers at {server}: is `ledger serve` running there?")
+    with target.channel() as channel:
+        problem = _problem(channel)
+        if problem is not None:
+            raise NoAnswer(f"no ledger answers at {target.server}: {_advice(target, problem)}")
         yield channel
 
 
-def _is_ready(channel: grpc.Channel) -> bool:
-    """Whether calls get through: where nobody listens they fail at once. A server that is only busy takes its time."""
+def _advice(target: Target, problem: str) -> str:
+    """What to look at, as far as gRPC's words tell."""
+    if "CERTIFICATE_VERIFY_FAILED" in problem:
+        return f"its certificate is not one that {target.ca} vouches for"
+    if "Hostname Verification" in problem or "Peer name" in problem:
+        return "its certificate is not for that name"
+    if target.ca is not None:
+        return "is `ledger serve` running there, with TLS? If it asks for a certificate, set LEDGER_CLIENT_CERT"
+    return "is `ledger serve` running there? If it speaks TLS, set LEDGER_CA"
+
+
+def _problem(channel: grpc.Channel) -> str | None:
+    """Why no call gets through, or None: where nobody listens they fail at once. A busy server takes its time."""
     try:
         channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)(b"", timeout=_CONNECT_S)
     except grpc.RpcError as error:
-        return error_status(error).code not in (code_pb2.UNAVAILABLE, code_pb2.DEADLINE_EXCEEDED)
-    return True
+        status = error_status(error)
+        return status.message if status.code in (code_pb2.UNAVAILABLE, code_pb2.DEADLINE_EXCEEDED) else None
+    return None
 
 
 def code_name(status: Status) -> str:

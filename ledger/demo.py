@@ -24,7 +24,7 @@ from rich.json import JSON
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from ledger.client import connected
+from ledger.client import Target, connected
 from ledger.domain.money import format_amount
 from ledger.embedded import running_dsn
 from ledger.postgres import connect, sql_blocks
@@ -77,7 +77,7 @@ def run_demo(
     console: Console, *, server: str, ledger: str = "", events_of: EventsOf, balances_from_log: BalancesFromLog
 ) -> None:
     """Show the main job on a running server. Raises DemoFailed if the two sides differ, grpc.RpcError and NoAnswer."""
-    with connected(server) as channel:
+    with connected(Target(server)) as channel:
         demo = Demo(console, channel, ledger)
         console.rule(f"A payment ledger at {server}")
         demo.open_accounts()

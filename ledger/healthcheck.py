@@ -7,7 +7,8 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ledger.client import NoAnswer, connected
+from ledger.client import NoAnswer, Target, connected
+from ledger.settings import Settings
 
 ANSWERS_WITHIN_S: Final = 5.0
 
@@ -16,11 +17,12 @@ class NotServing(Exception):
     """The server doesn't answer, or says that it does not serve; the message says which."""
 
 
-def require_serving(server: str, service: str) -> None:
-    """Return if the server at HOST:PORT says SERVING of a service. Raises NotServing."""
+def require_serving(settings: Settings, service: str) -> None:
+    """Return if the server that the settings name says SERVING of a service. Raises NotServing."""
+    server = settings.server
     request = health_pb2.HealthCheckRequest(service=service)
     try:
-        with connected(server) as channel:
+        with connected(Target.of(settings)) as channel:
             status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=ANSWERS_WITHIN_S).status
     except NoAnswer as error:
         raise NotServing(str(error)) from error

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from google.rpc import code_pb2
 from rich.console import Console
 
-from ledger.client import LedgerClient, NoAnswer, Refused, Sent, connected
+from ledger.client import LedgerClient, NoAnswer, Refused, Sent, Target, connected
 from ledger.csv_rows import (
     ACCOUNT_COLUMNS,
     MOVEMENT_COLUMNS,
@@ -54,7 +54,7 @@ def run_import(
     accounts: Path,
     movements: Path,
     *,
-    server: str,
+    target: Target,
     ledger: str = "",
     rejects: Path | None = None,
     console: Console,
@@ -73,7 +73,7 @@ def run_import(
                 raise CannotImport("the rejected rows of both files would go into one file: rename one of the files")
             account_rejects = stack.enter_context(RejectsFile(account_file, rejects))
             movement_rejects = stack.enter_context(RejectsFile(movement_file, rejects))
-            channel = stack.enter_context(connected(server))
+            channel = stack.enter_context(connected(target))
             bars = stack.enter_context(ProgressBars(console))
             work = Import(LedgerClient(channel, ledger, bars.waiting), bars)
             summary = work.run(account_file, account_rejects, movement_file, movement_rejects)

@@ -1,4 +1,4 @@
-"""Bringing a ledger's schema up to date: numbered SQL files, forward only, one at a time."""
+"""Bringing a schema up to date, a ledger's or that of tokens: numbered SQL files, forward only, one at a time."""
 
 from __future__ import annotations
 
@@ -45,10 +45,29 @@ CREATE TABLE IF NOT EXISTS migrations (
 )"""
 
 
-def migrations() -> list[Migration]:
-    """All migrations, in order."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A schema, and the folder of its migrations."""
+
+    schema: str
+    folder: str
+    title: str
+    hint: str
+    """How to have it migrated."""
+
+    @classmethod
+    def of(cls, ledger: str) -> Target:
+        return cls(schema_of(ledger), "migrations", f"ledger {ledger!r}", f"`ledger migrate --ledger {ledger}`")
+
+
+CALLERS: Final = Target("callers", "callers", "the schema of tokens", "`ledger migrate`")
+"""One for all ledgers of a database."""
+
+
+def migrations(folder: str = "migrations") -> list[Migration]:
+    """All migrations of a ledger's schema, or those in another folder, in order."""
     found = []
-    for file in files("ledger.sql").joinpath("migrations").iterdir():
+    for file in files("ledger.sql").joinpath(folder).iterdir():
         if file.name.endswith(".sql"):
             number, _, name = file.name.removesuffix(".sql").partition("_")
             found.append(Migration(int(number), name, file.read_text(encoding="utf-8")))
@@ -56,35 +75,42 @@ def migrations() -> list[Migration]:
 
 
 def migrate(dsn: str, ledger: str) -> list[Migration]:
-    """Create the ledger's schema if it isn't there, apply what is missing, and return that.
+    """Create the ledger's schema if it isn't there, apply what is missing, and return that. The same for tokens.
 
     Safe to run from several places at once: they take turns. Raises SchemaError on a schema that a newer or a changed
     release made.
     """
     with connect(dsn, ledger, "ledger-migrate") as connection:
-        while True:
-            try:
-                return _migrate(connection, ledger)
-            except _MADE_MEANWHILE:
-                # Several are making the same schema or table, and another was first: look again.
-                continue
+        _migrate(connection, CALLERS)
+        return _migrate(connection, Target.of(ledger))
 
 
-def require_migrated(dsn: str, ledger: str) -> None:
-    """Raise SchemaError unless the ledger's schema is just what this program works with."""
+def require_migrated(dsn: str, ledger: str, *, callers: bool = False) -> None:
+    """Raise SchemaError unless the ledger's schema, and with `callers` that of tokens, is just what this works with."""
     with connect(dsn, ledger, "ledger-migrate") as connection:
-        applied = _applied(connection) if _has_table(connection) else {}
-        missing = _missing(applied, ledger)
-        if missing:
-            raise SchemaError(f"ledger {ledger!r} is not migrated: run `ledger migrate --ledger {ledger}` first")
+        for target in (Target.of(ledger), CALLERS)[: 1 + callers]:
+            _use(connection, target)
+            applied = _applied(connection) if _has_table(connection) else {}
+            if _missing(applied, target):
+                raise SchemaError(f"{target.title} is not migrated: run {target.hint} first")
 
 
-def _migrate(connection: psycopg.Connection[TupleRow], ledger: str) -> list[Migration]:
+def _migrate(connection: psycopg.Connection[TupleRow], target: Target) -> list[Migration]:
+    while True:
+        try:
+            return _migrate_once(connection, target)
+        except _MADE_MEANWHILE:
+            # Several are making the same schema or table, and another was first: look again.
+            continue
+
+
+def _migrate_once(connection: psycopg.Connection[TupleRow], target: Target) -> list[Migration]:
     with connection.transaction():
-        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema_of(ledger))))
+        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(target.schema)))
+        _use(connection, target)
         connection.execute(_TABLE)
         connection.execute("LOCK TABLE migrations IN EXCLUSIVE MODE")
-        missing = _missing(_applied(connection), ledger)
+        missing = _missing(_applied(connection), target)
         for each in missing:
             connection.execute(each.text.encode())
             connection.execute(
@@ -92,6 +118,10 @@ def _migrate(connection: psycopg.Connection[TupleRow], ledger: str) -> list[Migr
                 (each.number, each.name, each.checksum),
             )
         return missing
+
+
+def _use(connection: psycopg.Connection[TupleRow], target: Target) -> None:
+    connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(target.schema)))
 
 
 def _has_table(connection: psycopg.Connection[TupleRow]) -> bool:
@@ -104,13 +134,13 @@ def _applied(connection: psycopg.Connection[TupleRow]) -> dict[int, str]:
     return dict(rows.fetchall())
 
 
-def _missing(applied: dict[int, str], ledger: str) -> list[Migration]:
-    known = {each.number: each for each in migrations()}
+def _missing(applied: dict[int, str], target: Target) -> list[Migration]:
+    known = {each.number: each for each in migrations(target.folder)}
     for number, checksum in applied.items():
         if number not in known:
             raise SchemaError(
-                f"ledger {ledger!r} is at migration {number} of a newer release; this one knows {max(known)}: update it"
+                f"{target.title} is at migration {number} of a newer release; this one knows {max(known)}: update it"
             )
         if known[number].checksum != checksum:
-            raise SchemaError(f"migration {number} of ledger {ledger!r} is not the one that this release ships")
+            raise SchemaError(f"migration {number} of {target.title} is not the one that this release ships")
     return [each for each in known.values() if each.number not in applied]

@@ -38,7 +38,7 @@ class QueueFull(Outage):
 
 
 class DeadlinePassed(Outage):
-    """The deadline passed while the command waited. It was not decided, and nothing was recorded."""
+    """The deadline passed before this was begun, or as good as passed. Nothing was recorded."""
 
     code = "DEADLINE_PASSED"
 

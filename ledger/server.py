@@ -17,20 +17,25 @@ import grpc.aio
 import structlog
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from ledger.audit.keys import KeyFiles
 from ledger.audit.proofs import Proofs
 from ledger.audit.read_events import EventReader
 from ledger.audit.signer import Signer
 from ledger.committer import CLOCK_OFF_S, Committer, utc_now
+from ledger.gate import Gate, Limits
 from ledger.metrics import ServerMetrics
 from ledger.migrations import require_migrated
 from ledger.parts import READ, WRITE, Parts, readings
+from ledger.rate_limit import RateLimit
+from ledger.reflection import Reflection
 from ledger.scraping import metrics_served
 from ledger.services import SERVICES, Desk, Open, deliver_to, rpc_handlers
 from ledger.settings import Settings, split_address
 from ledger.sweeper import SWEEP_EVERY_S, Sweeper
+from ledger.tls import Certificates, TlsFiles
+from ledger.tokens import TokenBook
 from projections.follower import Follower
 from projections.queries import Queries
 
@@ -67,24 +72,34 @@ REAL_TIME: Final = Timing()
 def run(settings: Settings, dsn: str, ready: Callable[[str], None], timing: Timing = REAL_TIME) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `ready` is told the address once calls are answered.
 
-    Raises SchemaError, CannotListen or psycopg's errors if it can't start.
+    Raises SchemaError, CannotListen, TlsUnusable or psycopg's errors if it can't start.
     """
-    require_migrated(dsn, settings.ledger)
+    require_migrated(dsn, settings.ledger, callers=settings.tokens)
+    certificates = _certificates(settings)
     # What is loaded by now stays; and what decisions make is freed by reference counts, so that the collector's
     # passes over a memory full of aggregates would only cost (a third of the time of a decision, as it comes set).
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
-    uvloop.run(_serve(settings, dsn, ready, timing))
+    uvloop.run(_serve(settings, dsn, certificates, ready, timing))
 
 
-async def _serve(settings: Settings, dsn: str, ready: Callable[[str], None], timing: Timing) -> None:
+def _certificates(settings: Settings) -> Certificates | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return Certificates(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca))
+
+
+async def _serve(
+    settings: Settings, dsn: str, certificates: Certificates | None, ready: Callable[[str], None], timing: Timing
+) -> None:
     stopping = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stopping.set)
     async with AsyncExitStack() as stack:
         metrics = ServerMetrics()
         parts = await _start_parts(settings, dsn, timing, metrics, stack)
-        server, servicer, address = await _start_grpc(settings, parts, metrics)
+        gate = await _gate(settings, dsn, stack)
+        server, servicer, address = await _start_grpc(settings, parts, gate, certificates, metrics)
         metrics.read_from(lambda: readings(parts))
         stack.enter_context(metrics_served(settings.metrics_listen, metrics.registry))
         for task in (asyncio.create_task(_watch(parts, servicer)), asyncio.create_task(parts.sweeper.run())):
@@ -142,26 +157,45 @@ async def _start_parts(
     return Parts(settings, committer, queries, Proofs(queries.rows), events, sweeper, signer)
 
 
-async def _start_grpc(settings: Settings, parts: Parts, metrics: ServerMetrics) -> tuple[grpc.aio.Server, Any, str]:
-    # Without so_reuseport=0 a second server on the same port would start without a word and swallow connections.
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+async def _gate(settings: Settings, dsn: str, stack: AsyncExitStack) -> Gate:
+    """What lets callers in, by the tokens in the database if they are asked for one."""
+    limits = Limits(settings.calls_most, settings.deadline_default_s, settings.deadline_least_s)
+    rate = settings.rate_per_s and RateLimit(settings.rate_per_s, settings.rate_burst or settings.rate_per_s)
+    if not settings.tokens:
+        return Gate(None, limits, rate or None)
+    book = TokenBook(dsn, settings.ledger)
+    await book.open()
+    stack.push_async_callback(_cancel, asyncio.create_task(book.run()))
+    return Gate(book, limits, rate or None)
+
+
+async def _start_grpc(
+    settings: Settings, parts: Parts, gate: Gate, certificates: Certificates | None, metrics: ServerMetrics
+) -> tuple[grpc.aio.Server, Any, str]:
+    options = [
+        # Without this a second server on the same port would start without a word and swallow connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.message_most_bytes),
+    ]
+    server = grpc.aio.server(options=options)
     reads = {**parts.queries.by_rpc, **parts.proofs.by_rpc}
     streams = {**parts.queries.streams, "ReadEvents": parts.events.read_events}
     desk = Desk({settings.ledger: Open(parts.committer, reads, streams)})
-    server.add_generic_rpc_handlers(tuple(rpc_handlers(desk, metrics)))
+    server.add_generic_rpc_handlers(tuple(rpc_handlers(desk, gate, metrics)))
     servicer = _HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection(
-        [
-            *(each.full_name for each in SERVICES),
-            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-            reflection.SERVICE_NAME,
-        ],
-        server,
-    )
+    described = [
+        *(each.full_name for each in SERVICES),
+        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+        reflection.SERVICE_NAME,
+    ]
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(described, gate), server)
     _require_free(settings.listen)
     try:
-        port = server.add_insecure_port(settings.listen)
+        if certificates is None:
+            port = server.add_insecure_port(settings.listen)
+        else:
+            port = server.add_secure_port(settings.listen, certificates.credentials())
     except RuntimeError as error:
         raise CannotListen(f"can't listen on {settings.listen}") from error
     await server.start()

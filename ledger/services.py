@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -21,11 +21,14 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 from structlog.contextvars import bind_contextvars
 
+from ledger.callers import Caller, PermissionDenied
 from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
+from ledger.gate import Call, Context, Gate
 from ledger.metrics import ServerMetrics
 from ledger.outages import Internal
+from ledger.permissions import require_permitted
 from ledger.replies import batch_response, response_to
 from ledger.requests import TO_COMMAND, batch_commands, command_of
 from ledger.status import code_of, status_of
@@ -45,8 +48,6 @@ BATCH_MOST_BYTES: Final = 3 * 2**20
 """The answer repeats what was asked and adds to it: from a larger request it would pass gRPC's usual 4 MiB."""
 
 _NAME_SHOWN: Final = 64
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 log = structlog.get_logger(__name__)
 
@@ -80,28 +81,32 @@ class Desk:
         self._ledgers = ledgers
         self._calls = map("{}-{:x}".format, itertools.repeat(secrets.token_hex(6)), itertools.count(1))
 
-    def ledger(self, name: str) -> Open:
-        found = self._ledgers.get(name or "main")
+    def ledger(self, name: str, caller: Caller) -> Open:
+        """The ledger of that name. Raises LedgerNotPermitted or LedgerNotFound, in that order."""
+        name = name or "main"
+        caller.require_ledger(name[:_NAME_SHOWN])
+        found = self._ledgers.get(name)
         if found is None:
-            raise LedgerNotFound(ledger=name[:_NAME_SHOWN] or "main")
+            raise LedgerNotFound(ledger=name[:_NAME_SHOWN])
         return found
 
-    async def write(self, request: Any, context: Context) -> Any:
+    async def write(self, request: Any, call: Call) -> Any:
         """A single command."""
-        correlation_id = self._correlate(context, request)
-        ledger = self.ledger(request.ledger)
-        ticket = Ticket([command_of(request)], _waiter(), correlation_id, deadline=_deadline(context))
+        correlation_id = self._correlate(call, request)
+        ledger = self.ledger(request.ledger, call.caller)
+        ticket = Ticket([command_of(request)], _waiter(), correlation_id, call.caller.name, deadline=call.deadline)
         (result,) = await self._submit(ledger, ticket)
         if isinstance(result, Refusal):
             raise result
         return response_to(request, result)
 
-    async def batch(self, request: batch_pb2.ExecuteBatchRequest, context: Context) -> batch_pb2.ExecuteBatchResponse:
-        correlation_id = self._correlate(context, request)
-        ledger = self.ledger(request.ledger)
+    async def batch(self, request: batch_pb2.ExecuteBatchRequest, call: Call) -> batch_pb2.ExecuteBatchResponse:
+        """Many commands. One that the caller may not give ends an ATOMIC batch, else it is refused in its place."""
+        correlation_id = self._correlate(call, request)
+        ledger = self.ledger(request.ledger, call.caller)
         mode = _mode(request)
         _check_size(request, mode)
-        commands = batch_commands(request)
+        commands = _commands(request, call.caller)
         sound = [each for each in commands if isinstance(each, Command)]
         if mode is Mode.ATOMIC and len(sound) < len(commands):
             return batch_response(request, _aborted(commands))
@@ -111,9 +116,10 @@ class Desk:
                 sound,
                 _waiter(),
                 correlation_id,
+                call.caller.name,
                 mode=mode,
                 validate_only=request.validate_only,
-                deadline=_deadline(context),
+                deadline=call.deadline,
             )
             done = await self._submit(ledger, ticket)
         results = iter(done)
@@ -122,10 +128,10 @@ class Desk:
     def reader(self, name: str) -> Handler:
         """The handler of the query of an rpc."""
 
-        async def read(request: Any, context: Context) -> Any:
-            self._correlate(context, request)
-            query = self.ledger(request.ledger).reads[name]
-            return await query(request, context.time_remaining())
+        async def read(request: Any, call: Call) -> Any:
+            self._correlate(call, request)
+            query = self.ledger(request.ledger, call.caller).reads[name]
+            return await query(request, call.time_left_s)
 
         return read
 
@@ -135,13 +141,13 @@ class Desk:
         A client that reads slowly is waited for, and what it has not read yet is not made: that costs no memory.
         """
 
-        async def stream(request: Any, context: Context) -> None:
-            self._correlate(context, request)
-            begin = self.ledger(request.ledger).streams[name]
+        async def stream(request: Any, call: Call) -> None:
+            self._correlate(call, request)
+            begin = self.ledger(request.ledger, call.caller).streams[name]
             # However the call ends, what the stream holds is given back right then, not when it is collected.
-            async with aclosing(begin(request, context.time_remaining())) as responses:
+            async with aclosing(begin(request, call.time_left_s)) as responses:
                 async for response in responses:
-                    await _write(context, response)
+                    await _write(call.context, response)
 
         return stream
 
@@ -152,24 +158,20 @@ class Desk:
         results: list[Result] = await waiter
         return results
 
-    def _correlate(self, context: Context, request: Any) -> str:
+    def _correlate(self, call: Call, request: Any) -> str:
         """The request's name on every event that comes of it: the caller's, or one of ours; the caller is told.
 
         What is logged while it is answered bears it as well.
         """
-        correlation_id = _correlation_id(context) or next(self._calls)
-        bind_contextvars(correlation_id=correlation_id, ledger=request.ledger[:_NAME_SHOWN] or "main")
-        context.set_trailing_metadata(((CORRELATION_ID, correlation_id),))
+        correlation_id = _correlation_id(call.context) or next(self._calls)
+        ledger = request.ledger[:_NAME_SHOWN] or "main"
+        bind_contextvars(correlation_id=correlation_id, ledger=ledger, actor=call.caller.name)
+        call.context.set_trailing_metadata(((CORRELATION_ID, correlation_id),))
         return correlation_id
 
 
 def _waiter() -> asyncio.Future[list[Result]]:
     return asyncio.get_running_loop().create_future()
-
-
-def _deadline(context: Context) -> float | None:
-    remaining = context.time_remaining()
-    return None if remaining is None else monotonic() + remaining
 
 
 def deliver_to(loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Ticket]], None]:
@@ -219,11 +221,26 @@ def _check_size(request: batch_pb2.ExecuteBatchRequest, mode: Mode) -> None:
         raise InvalidCommand(FieldViolation("commands", f"must have at most {BATCH_MOST_LEGS} legs in all, not {legs}"))
 
 
-def _aborted(commands: Sequence[Command | InvalidCommand]) -> list[Result]:
-    """The results of an ATOMIC batch with a malformed command."""
-    failed = next(number for number, each in enumerate(commands) if isinstance(each, InvalidCommand))
+def _commands(request: batch_pb2.ExecuteBatchRequest, caller: Caller) -> list[Command | Refusal]:
+    """The commands of a batch in order, or in a command's place why it is none, or not this caller's to give."""
+    commands: list[Command | Refusal] = [*batch_commands(request)]
+    if caller.role is None:
+        return commands
+    for number, each in enumerate(request.commands):
+        name = each.WhichOneof("command")
+        try:
+            if name is not None:
+                require_permitted(caller, _RPC_OF[name])
+        except PermissionDenied as denied:
+            commands[number] = denied
+    return commands
+
+
+def _aborted(commands: Sequence[Command | Refusal]) -> list[Result]:
+    """The results of an ATOMIC batch with a command that can't even be decided."""
+    failed = next(number for number, each in enumerate(commands) if isinstance(each, Refusal))
     first = commands[failed]
-    assert isinstance(first, InvalidCommand)
+    assert isinstance(first, Refusal)
     return [first if number == failed else BatchAborted(failed=failed) for number in range(len(commands))]
 
 
@@ -237,26 +254,40 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
 )
 
-Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+_RPC_OF: Final[dict[str, str]] = {
+    field.name: field.message_type.name.removesuffix("Request")
+    for field in batch_pb2.BatchCommand.DESCRIPTOR.fields
+    if field.message_type is not None
+}
+"""By the name that a command has in a batch, the rpc that takes it alone."""
+
+Handler: TypeAlias = Callable[[Any, Call], Awaitable[Any]]
+"""What answers a request that was let in."""
+
+Answer: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+"""What gRPC calls."""
 
 
-def rpc_handlers(desk: Desk, metrics: ServerMetrics) -> list[grpc.GenericRpcHandler[Any, Any]]:
-    """A handler for every rpc of the contract."""
+def rpc_handlers(desk: Desk, gate: Gate, metrics: ServerMetrics) -> list[grpc.GenericRpcHandler[Any, Any]]:
+    """A handler for every rpc of the contract, behind the gate."""
     return [
         grpc.method_handlers_generic_handler(
-            service.full_name, {method.name: _rpc_handler(desk, method, metrics) for method in service.methods}
+            service.full_name,
+            {method.name: _rpc_handler(desk, gate, method, metrics) for method in service.methods},
         )
         for service in SERVICES
     ]
 
 
-def _rpc_handler(desk: Desk, method: MethodDescriptor, metrics: ServerMetrics) -> grpc.RpcMethodHandler[Any, Any]:
+def _rpc_handler(
+    desk: Desk, gate: Gate, method: MethodDescriptor, metrics: ServerMetrics
+) -> grpc.RpcMethodHandler[Any, Any]:
     request_class = GetMessageClass(method.input_type)
     serialize = GetMessageClass(method.output_type).SerializeToString
     if method.server_streaming:
-        streamer = _measured(_guarded(desk.streamer(method.name)), method.name, metrics)
+        streamer = _measured(_guarded(desk.streamer(method.name), gate, method), method.name, metrics)
         return grpc.unary_stream_rpc_method_handler(streamer, _parser(request_class), serialize)
-    handler = _measured(_guarded(_handler(desk, method.name, request_class)), method.name, metrics)
+    handler = _measured(_guarded(_handler(desk, method.name, request_class), gate, method), method.name, metrics)
     return grpc.unary_unary_rpc_method_handler(handler, _parser(request_class), serialize)
 
 
@@ -280,7 +311,7 @@ def _handler(desk: Desk, name: str, request_class: type[Message]) -> Handler:
     return desk.reader(name)
 
 
-def _measured(handler: Handler, rpc: str, metrics: ServerMetrics) -> Handler:
+def _measured(handler: Answer, rpc: str, metrics: ServerMetrics) -> Answer:
     """The handler, and it is noted with which code each call ended, and how long it took."""
     ended = metrics.of_rpc(rpc)
 
@@ -303,19 +334,22 @@ def _measured(handler: Handler, rpc: str, metrics: ServerMetrics) -> Handler:
     return measured
 
 
-def _guarded(handler: Handler) -> Handler:
-    """The handler, its exceptions mapped: refusals to their status, anything else to INTERNAL without a word of it."""
+def _guarded(handler: Handler, gate: Gate, method: MethodDescriptor) -> Answer:
+    """The handler behind the gate, exceptions mapped: refusals to their status, others to INTERNAL without a word."""
+    is_batch = method.input_type is batch_pb2.ExecuteBatchRequest.DESCRIPTOR
 
     async def guarded(request: Any, context: Context) -> Any:
         try:
-            if request is None:
-                raise InvalidCommand(FieldViolation("", "the bytes are not the request of this rpc"))
-            return await handler(request, context)
+            commands = len(request.commands) if is_batch and request is not None else 1
+            with gate.admit(method.name, context, commands, is_stream=method.server_streaming) as call:
+                if request is None:
+                    raise InvalidCommand(FieldViolation("", "the bytes are not the request of this rpc"))
+                return await handler(request, call)
         except Refusal as refusal:
-            await _abort(context, refusal)
+            await abort(context, refusal)
         except Exception:
             log.exception("call_failed", request=type(request).__name__)
-            await _abort(context, Internal())
+            await abort(context, Internal())
 
     return guarded
 
@@ -328,6 +362,7 @@ async def _write(context: Context, response: Message) -> None:
         raise asyncio.CancelledError from None
 
 
-async def _abort(context: Context, refusal: Refusal) -> None:
+async def abort(context: Context, refusal: Refusal) -> None:
+    """End a call with the status of a refusal, and all its details."""
     details = (("grpc-status-details-bin", status_of(refusal).SerializeToString()),)
     await context.abort(code_of(refusal), str(refusal), (*(context.trailing_metadata() or ()), *details))

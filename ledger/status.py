@@ -16,6 +16,9 @@ from ledger.domain.errors import InvalidCommand, Refusal
 DOMAIN: Final = "ledger"
 
 STATUS: Final[dict[str, StatusCode]] = {
+    "UNAUTHENTICATED": StatusCode.UNAUTHENTICATED,
+    "PERMISSION_DENIED": StatusCode.PERMISSION_DENIED,
+    "LEDGER_NOT_PERMITTED": StatusCode.PERMISSION_DENIED,
     "INVALID_REQUEST": StatusCode.INVALID_ARGUMENT,
     "EFFECTIVE_AT_IN_FUTURE": StatusCode.INVALID_ARGUMENT,
     "ID_ALREADY_USED": StatusCode.ALREADY_EXISTS,
@@ -45,8 +48,11 @@ STATUS: Final[dict[str, StatusCode]] = {
     "INSUFFICIENT_FUNDS": StatusCode.FAILED_PRECONDITION,
     "POSITION_AHEAD_OF_HEAD": StatusCode.OUT_OF_RANGE,
     "TREE_SIZE_AHEAD_OF_HEAD": StatusCode.OUT_OF_RANGE,
+    "TOO_MANY_CALLS": StatusCode.RESOURCE_EXHAUSTED,
+    "RATE_EXCEEDED": StatusCode.RESOURCE_EXHAUSTED,
     "QUEUE_FULL": StatusCode.RESOURCE_EXHAUSTED,
     "DEADLINE_PASSED": StatusCode.DEADLINE_EXCEEDED,
+    "CALLERS_UNAVAILABLE": StatusCode.UNAVAILABLE,
     "DATABASE_UNAVAILABLE": StatusCode.UNAVAILABLE,
     "NOT_RECORDED": StatusCode.UNAVAILABLE,
     "OUTCOME_UNKNOWN": StatusCode.UNAVAILABLE,
@@ -61,7 +67,10 @@ STATUS: Final[dict[str, StatusCode]] = {
 }
 
 RETRY_AFTER_S: Final[dict[str, float]] = {
+    "TOO_MANY_CALLS": 0.1,
+    "RATE_EXCEEDED": 0.5,
     "QUEUE_FULL": 0.2,
+    "CALLERS_UNAVAILABLE": 1.0,
     "DATABASE_UNAVAILABLE": 0.5,
     "NOT_RECORDED": 0.1,
     "OUTCOME_UNKNOWN": 1.0,

@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import Any, Final, LiteralString, TypeAlias
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import AsyncConnection
 
-from ledger.postgres import connection_settings
+from ledger.deadlines import time_left_s
+from ledger.postgres import connection_settings, sql_blocks
 from projections.errors import ReadsUnavailable
 
 CONNECTIONS_MOST: Final = 4
-STATEMENT_TIMEOUT_S: Final = 10
+TIMEOUTS_S: Final = (1, 2, 5, 10)
+"""How long a statement may take: the first of these that is not less than the time that is left for the call.
+
+Few values, since to change a connection's is a statement as well; and the last however long the caller would wait.
+"""
 
 Rows: TypeAlias = list[tuple[Any, ...]]
+
+SQL: Final = sql_blocks("projections", "connections.sql")
 
 
 class Connections:
@@ -28,13 +36,15 @@ class Connections:
     def __init__(self, dsn: str, ledger: str, *, name: str = "ledger-reads", most: int = CONNECTIONS_MOST) -> None:
         """At most `most` connections, which the database knows by `name`."""
         self._settings: Final = connection_settings(dsn, ledger, name)
-        self._settings["options"] += f" -c statement_timeout={STATEMENT_TIMEOUT_S}s"
+        self._settings["options"] += f" -c statement_timeout={TIMEOUTS_S[-1]}s"
         self.name: Final = name
         self.most: Final = most
         self.awaited = 0
         """How many callers wait for a connection."""
         self._turns: Final = asyncio.Semaphore(most)
         self._free: list[AsyncConnection[Any]] = []
+        self._timeouts_s: Final[WeakKeyDictionary[AsyncConnection[Any], int]] = WeakKeyDictionary()
+        """Of connections that have another than the last of TIMEOUTS_S."""
         self._running: set[asyncio.Task[Rows]] = set()
         self._closed = False
 
@@ -104,6 +114,7 @@ class Connections:
         prepare: bool | None,
     ) -> Rows:
         try:
+            await self._limit(connection)
             cursor = await connection.execute(statement, params, prepare=prepare, binary=True)
             return await cursor.fetchall()
         finally:
@@ -111,6 +122,14 @@ class Connections:
                 await connection.close()
             else:
                 self._free.append(connection)
+
+    async def _limit(self, connection: AsyncConnection[Any]) -> None:
+        """Have the database give up a statement that nobody waits for any more."""
+        left_s = time_left_s()
+        timeout_s = next((each for each in TIMEOUTS_S if left_s is not None and left_s <= each), TIMEOUTS_S[-1])
+        if timeout_s != self._timeouts_s.get(connection, TIMEOUTS_S[-1]):
+            await connection.execute(SQL.set_timeout, {"timeout": f"{timeout_s}s"})
+            self._timeouts_s[connection] = timeout_s
 
     def _ended(self, task: asyncio.Task[Rows]) -> None:
         self._running.discard(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, Final, Generic, LiteralString, NamedTuple, TypeVar
 
 from projections.connections import Connections
@@ -40,7 +41,8 @@ class Lookup(Generic[Row]):
         future: asyncio.Future[Found[Row]] = asyncio.get_running_loop().create_future()
         self._asked.setdefault(id, []).append(future)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._answer())
+            # In a context of its own: the time limits of who asks first are not those of the others.
+            self._task = asyncio.create_task(self._answer(), context=Context())
         return await future
 
     async def _answer(self) -> None:

@@ -31,7 +31,7 @@ def history(
     from ledger.console.rpc import asking
 
     streams, key, settings = _streams_of(thing), call.key(), call.settings
-    with asking(settings.server) as ask:
+    with asking(settings) as ask:
         try:
             found = history_of(ask, settings.ledger, streams, key, limit)
         except NoteInvalid as error:

@@ -91,7 +91,7 @@ class Write(Call):
         request.ledger = self.settings.ledger
         request.validate_only = self.validate_only
         request.preconditions.extend(self.expect or ())
-        with asking(self.settings.server) as ask:
+        with asking(self.settings) as ask:
             response = ask(request)
         self._print(response, show.outcome)
         if show.decline_of(response):
@@ -110,7 +110,7 @@ class Read(Call):
 
         request.ledger = self.settings.ledger
         request.min_position = self.min_position or 0
-        with asking(self.settings.server) as ask:
+        with asking(self.settings) as ask:
             response = ask(request)
         self._print(response, show.found)
 
@@ -134,7 +134,7 @@ class ReadMany(Read):
         request.min_position = self.min_position or 0
         request.order = SortOrder.Value(f"SORT_ORDER_{self.order.name}_FIRST")
         request.page_size = min(self.page_size, self.limit)
-        with asking(self.settings.server) as ask:
+        with asking(self.settings) as ask:
             response = ask(request)
             rows = show.subject(response)
             while response.next_page_token and len(rows) < self.limit:

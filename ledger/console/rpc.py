@@ -11,8 +11,9 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 
-from ledger.client import NoAnswer, code_name, connected, error_status
+from ledger.client import NoAnswer, Target, code_name, connected, error_status
 from ledger.exits import EXIT_FAILED, fail
+from ledger.settings import Settings
 from ledger.terminal import printable
 
 ANSWERED_WITHIN_S: Final = 30.0
@@ -22,15 +23,15 @@ Ask: TypeAlias = Callable[[Message], Any]
 
 
 @contextmanager
-def asking(server: str) -> Iterator[Ask]:
-    """A way to ask a server. A refusal ends the command, and so does a server that can't be reached."""
+def asking(settings: Settings) -> Iterator[Ask]:
+    """A way to ask the server. A refusal ends the command, and so does a server that can't be reached."""
     try:
-        with connected(server) as channel:
+        with connected(Target.of(settings)) as channel:
             yield lambda request: _ask(channel, request)
     except NoAnswer as error:
         fail(str(error))
     except grpc.RpcError as error:
-        _end(server, error)
+        _end(settings.server, error)
 
 
 def _ask(channel: grpc.Channel, request: Any) -> Any:

@@ -299,7 +299,7 @@ def _transfer_outcome(transfer: Transfer, event: TransferEvent, *, replayed: boo
 
 
 def _require_same(command: Command, recorded: Any, id_field: str, id_: str, stamp: Stamp) -> None:
-    """Raise IdAlreadyUsed unless the same caller asked for the same. To another caller not even a difference is told."""
+    """Raise IdAlreadyUsed unless the same caller asked for the same. Another caller is told of no other difference."""
     if recorded.actor != stamp.actor:
         field: str | None = "actor"
     elif not hasattr(recorded, id_field):  # A change of another kind has the id.

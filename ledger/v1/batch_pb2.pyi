@@ -37,7 +37,7 @@ class _BatchModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchMode.V
     """All or none, in one step. A decline is a failure here, and so is any error.
     After a failure nothing is recorded and no id is used up. The first command that failed has its error as result;
     a decline becomes FAILED_PRECONDITION, with the decline's reason. All others have ABORTED, reason BATCH_ABORTED.
-    Commands that are malformed fail before any other is tried.
+    Commands that are malformed, or not the caller's to give, fail before any other is tried.
     A replay counts as done; the replay of a decline is a failure.
     """
 
@@ -52,7 +52,7 @@ BATCH_MODE_ATOMIC: BatchMode.ValueType  # 2
 """All or none, in one step. A decline is a failure here, and so is any error.
 After a failure nothing is recorded and no id is used up. The first command that failed has its error as result;
 a decline becomes FAILED_PRECONDITION, with the decline's reason. All others have ABORTED, reason BATCH_ABORTED.
-Commands that are malformed fail before any other is tried.
+Commands that are malformed, or not the caller's to give, fail before any other is tried.
 A replay counts as done; the replay of a decline is a failure.
 """
 Global___BatchMode: _TypeAlias = BatchMode  # noqa: Y015

@@ -29,10 +29,11 @@ STOPS_WITHIN_S: Final = 15.0
 HAPPENS_WITHIN_S: Final = 60.0
 
 
-def run_ledger(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`ledger` with these arguments and variables of its environment, to its end."""
+def run_ledger(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
+    """`ledger` with these arguments, to its end."""
     command = [*LEDGER, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment() | variables, capture_output=True, text=True, check=False)
+    env = environment() | settings
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
 def environment() -> dict[str, str]:
@@ -51,9 +52,10 @@ def eventually(holds: Callable[[], bool]) -> None:
 class LedgerServer:
     """`ledger serve`, on a Postgres of its own in a folder, or on the one that LEDGER_TEST_DSN names."""
 
-    def __init__(self, folder: Path, **variables: str) -> None:
-        """`variables` are settings of its environment."""
-        self._folder, self._variables = folder, variables
+    def __init__(self, folder: Path, **settings: str) -> None:
+        """`settings` are more of its environment."""
+        self._folder = folder
+        self._settings = settings
         self._given = os.environ.get("LEDGER_TEST_DSN")
         # On a Postgres that others use too, the ledger is one that nobody else has.
         self.ledger = f"test_{secrets.token_hex(6)}" if self._given else "main"
@@ -64,11 +66,10 @@ class LedgerServer:
         """Start, or start again at the same address, and wait until it is ready."""
         if self._given and not self._key_files.path.exists():
             self._key_files.make()
-        where = ["--dsn", self._given] if self._given else ["--data-dir", str(self._folder / "data")]
         if self._given:
-            migrated = run_ledger("migrate", *where, "--ledger", self.ledger)
+            migrated = run_ledger("migrate", *self.where, "--ledger", self.ledger)
             assert migrated.returncode == 0, migrated.stderr
-        command = [*LEDGER, "serve", "--listen", self.address, "--ledger", self.ledger, *where]
+        command = [*LEDGER, "serve", "--listen", self.address, "--ledger", self.ledger, *self.where]
         with (self._folder / "server.log").open("a") as log:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=self._environment(), stdout=subprocess.PIPE, stderr=log, text=True
@@ -91,7 +92,7 @@ class LedgerServer:
 
     def _environment(self) -> dict[str, str]:
         key = {"LEDGER_TREE_KEY": str(self._key_files.path)} if self._given else {}
-        return environment() | key | self._variables
+        return environment() | key | self._settings
 
     def stop(self) -> None:
         """SIGTERM: it has to drain and to end well."""
@@ -115,6 +116,16 @@ class LedgerServer:
     @property
     def log(self) -> str:
         return (self._folder / "server.log").read_text()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def where(self) -> list[str]:
+        """How a command finds its database."""
+        return ["--dsn", self._given] if self._given else ["--data-dir", str(self._folder / "data")]
 
     @property
     def is_given(self) -> bool:
@@ -149,9 +160,9 @@ class LedgerServer:
 
 
 @contextmanager
-def serving(folder: Path, **variables: str) -> Iterator[LedgerServer]:
-    """A server that has to end well, with these variables of its environment."""
-    server = LedgerServer(folder, **variables)
+def serving(folder: Path, **settings: str) -> Iterator[LedgerServer]:
+    """A server that has to end well."""
+    server = LedgerServer(folder, **settings)
     try:
         server.start()
         yield server

@@ -1091,6 +1091,12 @@ def test_of_several_declines_the_documented_first_is_told(world: Client) -> None
 REFUSALS: Final = (Path(__file__).parents[2] / "docs" / "refusals.md").read_text()
 
 ELSEWHERE: Final = {
+    "UNAUTHENTICATED": "test_access.py::test_who_has_no_token_is_not_let_in",
+    "PERMISSION_DENIED": "test_access.py::test_a_role_calls_what_the_table_says",
+    "LEDGER_NOT_PERMITTED": "test_access.py::test_a_token_is_for_its_ledgers_only",
+    "TOO_MANY_CALLS": "test_limits.py::test_more_calls_than_it_takes_are_refused_while_memory_stays_flat",
+    "RATE_EXCEEDED": "test_limits.py::test_a_caller_who_asks_for_too_much_is_refused_and_later_is_not",
+    "DEADLINE_PASSED": "test_limits.py::test_a_call_without_a_deadline_has_one",
     "BATCH_ABORTED": "test_api.py::test_an_atomic_batch_is_all_or_nothing",
     "BALANCE_NOT_REPRESENTABLE": "test_api.py::test_a_sum_by_effective_time_that_no_int64_holds_is_refused_decently",
     "QUEUE_FULL": "test_api.py::test_more_commands_than_the_queue_takes_are_refused_with_a_pause",
@@ -1110,9 +1116,9 @@ ELSEWHERE: Final = {
 """Where a reason that the tables above don't have comes through a channel."""
 
 NOT_SEEN: Final = {
-    "DEADLINE_PASSED": "../integration/test_committer.py::test_a_command_past_its_deadline_is_not_decided",
+    "CALLERS_UNAVAILABLE": "../integration/test_tokens.py::test_what_is_known_of_tokens_holds_only_so_long",
 }
-"""What no client is told: its call is over when its deadline has passed, whatever the server still says."""
+"""What takes so long to come about that the server's clock is moved for it."""
 
 
 def test_every_reason_is_shown() -> None:

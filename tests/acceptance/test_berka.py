@@ -21,6 +21,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from serving import ROOT, LedgerServer
 
+from ledger.client import Target
 from ledger.import_report import ImportSummary
 from ledger.importer import run_import
 from ledger.v1.account_pb2 import GetAccountBalanceRequest
@@ -82,7 +83,7 @@ def imported(bank: Bank, server: LedgerServer, tmp_path_factory: pytest.TempPath
     return run_import(
         folder / "accounts.csv",
         folder / "movements.csv",
-        server=server.address,
+        target=Target(server.address),
         ledger=server.ledger,
         console=Console(file=io.StringIO()),
     )

@@ -280,11 +280,29 @@ class Refusal(NamedTuple):
 SESAME: Final = "sesame"
 NOBODY: Final = f"postgresql://ledger:{SESAME}@127.0.0.1:1/ledger"
 
+TLS: Final = {"LEDGER_TLS_CERT": "server.pem", "LEDGER_TLS_KEY": "server.key"}
+
 REFUSALS: Final = [
     Refusal(2, "not a loopback address", ["serve", "--listen", "0.0.0.0:50051"]),
     Refusal(2, "not a loopback address", ["serve", "--listen", "192.168.1.1:50051"]),
     Refusal(2, "not a loopback address", ["serve", "--listen", "ledger.example:50051"]),
     Refusal(2, "not a loopback address", ["serve"], {"LEDGER_LISTEN": "[::]:50051"}),
+    Refusal(2, "set LEDGER_TOKENS=true", ["serve", "--listen", "0.0.0.0:0"], TLS),
+    Refusal(2, "set LEDGER_TLS_CERT and LEDGER_TLS_KEY", ["serve", "--listen", "0.0.0.0:0"], {"LEDGER_TOKENS": "1"}),
+    Refusal(2, "tls_cert is set and tls_key is not", ["serve"], {"LEDGER_TLS_CERT": "a"}),
+    Refusal(2, "tls_client_ca is set and tls_cert is not", ["serve"], {"LEDGER_TLS_CLIENT_CA": "a"}),
+    Refusal(2, "client_cert is set and ca is not", ["dsn"], {"LEDGER_CLIENT_CERT": "a", "LEDGER_CLIENT_KEY": "a"}),
+    Refusal(2, "both set", ["dsn"], {"LEDGER_TOKEN": SESAME, "LEDGER_TOKEN_FILE": "a"}),
+    Refusal(2, "rate_burst is set and rate_per_s is not", ["serve"], {"LEDGER_RATE_BURST": "10"}),
+    Refusal(2, "calls_most", ["serve"], {"LEDGER_CALLS_MOST": "0"}),
+    Refusal(3, "can't read none.pem", ["account", "list"], {"LEDGER_CA": "none.pem"}),
+    Refusal(3, "can't read none.token", ["account", "list"], {"LEDGER_TOKEN_FILE": "none.token"}),
+    Refusal(
+        3,
+        "not sent to ledger.example:1 without TLS",
+        ["account", "list", "--server", "ledger.example:1"],
+        {"LEDGER_TOKEN": SESAME},
+    ),
     Refusal(2, "HOST:PORT", ["serve", "--listen", "nonsense"]),
     Refusal(2, "HOST:PORT", ["serve", "--listen", "127.0.0.1:99999"]),
     Refusal(2, "ledger's name", ["migrate", "--ledger", "Main"]),

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from serving import LEDGER, ROOT, LedgerServer, environment, eventually, run_ledger, serving
 
+from ledger.client import Target
 from ledger.csv_rows import ACCOUNT_COLUMNS, MOVEMENT_COLUMNS
 from ledger.import_report import ImportSummary
 from ledger.importer import COMMANDS_PER_BATCH, CannotImport, run_import
@@ -45,7 +46,7 @@ class History(NamedTuple):
         return run_import(
             self.accounts,
             self.movements,
-            server=self.server.address,
+            target=Target(self.server.address),
             ledger=self.server.ledger,
             console=console or Console(file=io.StringIO()),
         )
@@ -269,7 +270,7 @@ def test_rejected_rows_can_go_elsewhere(history: History, tmp_path_factory: pyte
     summary = run_import(
         history.accounts,
         history.movements,
-        server=history.server.address,
+        target=Target(history.server.address),
         ledger=history.server.ledger,
         rejects=folder,
         console=Console(file=io.StringIO()),
@@ -297,7 +298,7 @@ def test_a_ledger_that_the_server_lacks_stops_the_import(history: History) -> No
         run_import(
             history.accounts,
             history.movements,
-            server=history.server.address,
+            target=Target(history.server.address),
             ledger="nowhere",
             console=Console(file=io.StringIO()),
         )

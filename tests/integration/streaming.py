@@ -12,6 +12,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from ledger.committer import Committer
+from ledger.gate import Gate
 from ledger.metrics import ServerMetrics
 from ledger.services import Desk, Open, rpc_handlers
 
@@ -23,7 +24,7 @@ async def served(dsn: str, ledger: str, streams: Mapping[str, Any]) -> AsyncIter
     """A channel to a server with these streams, and with a committer that is never started."""
     server = grpc.aio.server()
     desk = Desk({"main": Open(Committer(dsn, ledger), {}, streams)})
-    server.add_generic_rpc_handlers(tuple(rpc_handlers(desk, ServerMetrics())))
+    server.add_generic_rpc_handlers(tuple(rpc_handlers(desk, Gate(), ServerMetrics())))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -1,0 +1,134 @@
+"""Limits: too much is refused at once, with a pause to keep, and the server is itself again by itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import psutil
+import pytest
+from grpc import StatusCode
+from serving import LedgerServer, eventually, serving
+from test_api import Client, Refused, authorize, batch, leg, opening, refused_by, transfer
+from test_cli import turn_held
+
+from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
+
+CALLS_MOST: Final = 20
+REFUSED_CALLS: Final = int(os.environ.get("LEDGER_TEST_REFUSED_CALLS", "4000"))
+OUTSTANDING: Final = 100
+
+
+@contextmanager
+def client_of(server: LedgerServer, tag: str) -> Iterator[Client]:
+    with server.channel() as channel:
+        client = Client(channel, server.ledger, tag)
+        client.do(opening("bank~", kind=ACCOUNT_KIND_EXTERNAL), opening("alice~"), opening("shop~"))
+        client.do(transfer("fund~", leg("bank~", "alice~", 1_000_000)))
+        yield client
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LedgerServer]:
+    """A server that takes few calls at once."""
+    with serving(tmp_path_factory.mktemp("narrow"), LEDGER_CALLS_MOST=str(CALLS_MOST)) as server:
+        yield server
+
+
+def test_more_calls_than_it_takes_are_refused_while_memory_stays_flat(narrow: LedgerServer, tag: str) -> None:
+    """Thousands of them, while nothing goes forward; those that were let in are answered when it does."""
+    process = psutil.Process(narrow.pid)
+    with client_of(narrow, tag) as client:
+        with turn_held(narrow.dsn(), narrow.ledger) as until_somebody_waits:
+            inside = [client.start(authorize(f"in{number}~")) for number in range(CALLS_MOST)]
+            until_somebody_waits()
+            eventually(lambda: refused_if_full(client))
+            refuse(client, 3_000)  # Until what the collector of garbage lets lie about has its usual size.
+            before = process.memory_info().rss
+            refuse(client, REFUSED_CALLS)
+            grown = process.memory_info().rss - before
+        assert [call.result().replayed for call in inside] == [False] * CALLS_MOST
+        assert not client(authorize("after~")).replayed
+    assert grown < 8 * 2**20
+
+
+def refused_if_full(client: Client) -> bool:
+    try:
+        client(GetAccountRequest(account_id="alice~"))
+    except grpc.RpcError as error:
+        return refused_by(error).reason == "TOO_MANY_CALLS"
+    return False
+
+
+def refuse(client: Client, calls: int) -> None:
+    """Have that many calls refused, many at a time: each with its reason and the pause, as the table says."""
+    full = Refused(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", {"calls": str(CALLS_MOST)})
+    under_way: deque[Any] = deque()
+    for number in range(calls):
+        under_way.append(client.start(authorize(f"out{number}~")))
+        if len(under_way) == OUTSTANDING or number == calls - 1:
+            while under_way:
+                error = under_way.popleft().exception()
+                assert refused_by(error) == full
+
+
+def test_a_caller_who_asks_for_too_much_is_refused_and_later_is_not(tmp_path: Path, tag: str) -> None:
+    """A batch counts as its commands; the time that it takes to be forgiven is the rate's."""
+    with (
+        serving(tmp_path, LEDGER_RATE_PER_S="200", LEDGER_RATE_BURST="60") as server,
+        ExitStack() as stack,
+    ):
+        client = stack.enter_context(client_of(server, tag))
+        client(batch(*(authorize(f"p{number}~", 1) for number in range(200))))
+        exceeded = Refused(StatusCode.RESOURCE_EXHAUSTED, "RATE_EXCEEDED", {"actor": "anonymous", "rate_per_s": "200"})
+        assert client.refuses(authorize("q~", 1)) == exceeded
+        assert client.refuses(GetAccountRequest(account_id="alice~")) == exceeded
+        eventually(lambda: not is_refused(client, authorize("q~", 1)))
+
+
+def is_refused(client: Client, request: Any) -> bool:
+    try:
+        client(request)
+    except grpc.RpcError as error:
+        assert refused_by(error).reason == "RATE_EXCEEDED"  # noqa: PT017
+        return True
+    return False
+
+
+def test_a_call_without_a_deadline_has_one(tmp_path: Path, tag: str) -> None:
+    """What waits in vain is answered in the end, and was not done: the client that set no deadline is told."""
+    with serving(tmp_path, LEDGER_DEADLINE_DEFAULT_S="0.3") as server, client_of(server, tag) as client:
+        with turn_held(server.dsn(), server.ledger) as until_somebody_waits:
+            first = client.start(authorize("first~"), timeout=None)  # In the committer's hands: never given up.
+            until_somebody_waits()
+            late = [client.start(authorize(f"late{number}~"), timeout=None) for number in range(3)]
+            asked_at = time.monotonic()
+            eventually(lambda: time.monotonic() > asked_at + 0.5)
+        assert not first.result().replayed
+        passed = Refused(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED", {})
+        assert [refused_by(call.exception()) for call in late] == [passed] * 3
+        assert not client(authorize("late0~")).replayed
+
+
+def test_a_call_that_is_hardly_waited_for_is_not_begun(tmp_path: Path, tag: str) -> None:
+    """Its id is not used up."""
+    with serving(tmp_path, LEDGER_DEADLINE_LEAST_S="50") as server, server.channel() as channel:
+        client = Client(channel, server.ledger, tag)
+        hurried = client.start(opening("alice~"), timeout=40)
+        assert refused_by(hurried.exception()).reason == "DEADLINE_PASSED"
+        assert not client(opening("alice~")).replayed
+
+
+def test_a_request_that_is_too_large_is_refused(tmp_path: Path, tag: str) -> None:
+    """By gRPC, before it is read whole; the connection goes on."""
+    with serving(tmp_path, LEDGER_MESSAGE_MOST_BYTES="2000") as server, server.channel() as channel:
+        client = Client(channel, server.ledger, tag)
+        large = client.start(opening("alice~", metadata={"note": "x" * 2_000})).exception()
+        assert large.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert not client(opening("alice~")).replayed
