@@ -4,7 +4,8 @@ tree.key        the private key (PEM), mode 0600: keep it off the database's mac
 tree.key.pub    its public half, to give to auditors
 tree.key.next   the key that is to follow, until a head was signed by both
 tree.key.old-N  keys that were in use before
-tree.key.head   the last head that was signed; what is not consistent with it is never signed
+tree.key.head   the last head that was signed, at first that of an empty log; what is not consistent with it is never
+                signed. It belongs to the key: without it nothing is signed
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Final
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ledger.audit.note import Note, NoteInvalid, PublicKey, SigningKey, TreeHead
+from ledger.audit.merkle import EMPTY_ROOT
+from ledger.audit.note import Note, NoteInvalid, PublicKey, SigningKey, TreeHead, sign
 
 _MODE: Final = 0o600
 
@@ -45,7 +47,12 @@ class KeyFiles:
         """A new key, where there is none. Raises KeyUnusable if there is one."""
         if self.path.exists():
             raise KeyUnusable(f"there is a key in {self.path} already: `ledger audit rotate-key` introduces a new one")
-        key = _generate(self.path, self.name)
+        key = _new(self.name)
+        # The head first: a key without one is one whose last head was lost. That of a key that was lost stays, and binds.
+        if not self._head.exists():
+            self._head.parent.mkdir(parents=True, exist_ok=True)
+            self.keep_head(sign(TreeHead(self.name, 0, EMPTY_ROOT).text, [key]))
+        _keep(self.path, key)
         _write(self._public, f"{key.public}\n")
         return key
 
@@ -56,7 +63,10 @@ class KeyFiles:
     def prepare_next(self) -> SigningKey:
         """Make the key that is to follow, if that wasn't done; the signer introduces it with its next head."""
         self.key()
-        return _read(self._next, self.name) if self._next.exists() else _generate(self._next, self.name)
+        if self._next.exists():
+            return _read(self._next, self.name)
+        _keep(self._next, key := _new(self.name))
+        return key
 
     def public_keys(self) -> list[PublicKey]:
         """The public halves of `signing_keys`."""
@@ -94,12 +104,14 @@ class KeyFiles:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def last_head(self) -> TreeHead | None:
-        """The last head that was signed, or None if none was. Raises KeyUnusable if its file is damaged."""
+    def last_head(self) -> TreeHead:
+        """The last head that was signed. Raises KeyUnusable if its file is lost or damaged."""
         try:
             return TreeHead.parse(Note.parse(self._head.read_text(encoding="utf-8")).text)
         except FileNotFoundError:
-            return None
+            raise KeyUnusable(
+                f"{self._head} is gone, which says what was signed last: put the newest head there, as auditors keep it"
+            ) from None
         except (NoteInvalid, UnicodeDecodeError) as error:
             raise KeyUnusable(
                 f"{self._head} is damaged ({error}): put the newest head there, as auditors keep it"
@@ -110,14 +122,15 @@ class KeyFiles:
         _write(self._head, note)
 
 
-def _generate(path: Path, name: str) -> SigningKey:
-    private = Ed25519PrivateKey.generate()
-    pem = private.private_bytes(
+def _new(name: str) -> SigningKey:
+    return SigningKey(name, Ed25519PrivateKey.generate())
+
+
+def _keep(path: Path, key: SigningKey) -> None:
+    pem = key.private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, pem.decode())
-    return SigningKey(name, private)
 
 
 def _read(path: Path, name: str) -> SigningKey:

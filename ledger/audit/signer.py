@@ -166,7 +166,7 @@ class Signer:
     def _is_due(self, connection: Connection[Any]) -> bool:
         """Whether the tree has reached what was signed before; raise SigningRefused if it never can, or is another."""
         last = self._files.last_head()
-        if last is None or last == self._checked:
+        if last == self._checked:
             return True
         if last.size > self._edge.size:
             ((log_head,),) = connection.execute(SQL.log_head).fetchall()

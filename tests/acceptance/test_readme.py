@@ -323,3 +323,44 @@ def test_folders_that_the_readme_lists_exist() -> None:
 def test_nothing_is_left_to_be_filled_in() -> None:
     """No placeholder."""
     assert not re.findall(r"^[A-Z_]{5,}$", README, re.MULTILINE)
+
+
+def test_the_try_out_with_tls_and_a_token_works(place: Path) -> None:
+    """The four lines, in a folder that has a ledger: the last is answered over TLS, to that token."""
+    (lines,) = (block.splitlines() for block in blocks("sh"))
+    certificates, token, serve, ask = lines
+    env = environment() | {"LEDGER_LISTEN": "127.0.0.1:0"}
+
+    def run(command: str, **settings: str) -> str:
+        shell = ["/bin/sh", "-c", command]
+        return subprocess.run(shell, cwd=folder, env=env | settings, capture_output=True, text=True, check=True).stdout
+
+    folder = place / "others"
+    folder.mkdir()
+    (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
+    run(".venv/bin/ledger migrate --data-dir .data")
+    run(certificates)
+    run(token)
+    with (
+        (folder / "err").open("w") as err,
+        subprocess.Popen(
+            ["/bin/sh", "-c", f"{serve.replace('.venv', 'exec .venv')}"],
+            cwd=folder,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=err,
+            text=True,
+        ) as server,
+    ):
+        try:
+            assert server.stdout
+            ready = server.stdout.readline()
+            assert ready.endswith(", TLS, tokens)\n"), (folder / "err").read_text()
+            address = ready.split()[3]
+            assert "payment" in run(ask, LEDGER_SERVER=address)
+            with pytest.raises(subprocess.CalledProcessError) as refused:
+                run(ask.replace("shop.token", "/dev/null"), LEDGER_SERVER=address)
+            assert "UNAUTHENTICATED" in refused.value.stderr
+        finally:
+            server.terminate()
+    assert server.returncode == 0

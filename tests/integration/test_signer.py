@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -149,9 +150,7 @@ def test_several_signers_with_one_key_sign_one_chain(
 ) -> None:
     """On one machine and on another with a copy of the key: every head once, each consistent with those before."""
     elsewhere = KeyFiles(tmp_path / "copy" / "tree.key", files.name)
-    elsewhere.path.parent.mkdir()
-    elsewhere.path.write_bytes(files.path.read_bytes())
-    elsewhere.path.chmod(0o600)
+    shutil.copytree(files.path.parent, elsewhere.path.parent, ignore=lambda *_: {"copy"})
     signers = [Signer(dsn, ledger, each) for each in (files, files, elsewhere)]
     for each in signers:
         each.start()
@@ -380,6 +379,33 @@ def test_a_damaged_last_head_stops_signing(history: History, files: KeyFiles, si
     grow(history, seed=8)
     with pytest.raises(KeyUnusable, match="damaged"):
         sign()
+
+
+def test_a_last_head_that_is_gone_stops_signing(
+    history: History, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """Else whoever can remove it could have any history signed; with the newest head in its place it goes on."""
+    grow(history)
+    sign()
+    note = heads(db)[-1][2]
+    files.path.with_name("tree.key.head").unlink()
+    grow(history, seed=8)
+    with pytest.raises(KeyUnusable, match="put the newest head there"):
+        sign()
+    assert len(heads(db)) == 1
+    files.path.with_name("tree.key.head").write_text(note)
+    sign()
+    assert [head.size for head in check_heads(db, files.public_keys())][-1] == history.head
+
+
+def test_a_new_key_in_the_place_of_a_lost_one_keeps_to_the_last_head(files: KeyFiles) -> None:
+    """What the lost one has signed binds its successor; so does that it has signed nothing yet."""
+    first = files.last_head()
+    assert first.size == 0
+    before = files.path.with_name("tree.key.head").read_text()
+    files.path.unlink()
+    files.make()
+    assert files.path.with_name("tree.key.head").read_text() == before
 
 
 # --- crashes ---------------------------------------------------------------------------------------------------------
