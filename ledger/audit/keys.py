@@ -48,7 +48,7 @@ class KeyFiles:
         if self.path.exists():
             raise KeyUnusable(f"there is a key in {self.path} already: `ledger audit rotate-key` introduces a new one")
         key = _new(self.name)
-        # The head first: a key without one is one whose last head was lost. That of a key that was lost stays, and binds.
+        # The head first: a key without one is one whose last head was lost. That of a lost key stays, and binds.
         if not self._head.exists():
             self._head.parent.mkdir(parents=True, exist_ok=True)
             self.keep_head(sign(TreeHead(self.name, 0, EMPTY_ROOT).text, [key]))
