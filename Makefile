@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-laws test-tamper lint run proto format bench bench-audit lock clean
+.PHONY: help setup demo test test-laws test-tamper test-fuzz lint run proto format bench bench-audit lock audit sbom licences clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ test-laws: .venv/.dev  ## Drive a server through 2,000 random lives beside a mod
 
 test-tamper: .venv/.dev  ## Tamper with a ledger in 1,000 random ways, each of which verify has to find and name
 	LEDGER_TEST_TAMPERINGS=1000 $(BIN)/pytest -q tests/integration/test_verify.py
+
+test-fuzz: .venv/.dev  ## Send a running server 200,000 malformed requests and as many frames that are no HTTP/2
+	FUZZ_RUNS=200000 $(BIN)/pytest -q -s --timeout 7200 tests/fuzz
 
 lint: .venv/.dev  ## Check style, types, imports between packages, and that ledger/v1 is what proto/ says
 	$(BIN)/ruff check .
@@ -49,6 +52,16 @@ bench-audit: .venv/.dev  ## Measure what the audit costs: tree, proofs, verify, 
 
 lock: .venv/.dev  ## Pin the newest versions that requirements/*.in allow, with hashes
 	$(BIN)/python scripts/lock.py
+
+audit: .venv/.dev  ## Look up every pinned package in OSV; fails if anything is known, or the service can't be asked
+	$(BIN)/python scripts/audit.py
+
+sbom: .venv/.dev  ## Write build/sbom.json: what runs, with versions and hashes (CycloneDX)
+	@mkdir -p build
+	$(BIN)/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible -o build/sbom.json requirements/runtime.txt
+
+licences: .venv/.dev  ## Write docs/licences.md: the licence of every package that runs
+	$(BIN)/python scripts/licences.py
 
 clean:  ## Remove .venv and caches (not .data)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -51,6 +52,9 @@ app.add_typer(tls.app, name="tls")
 
 def main() -> None:
     """Run the command line; problems that have a known cause end in one line and an exit code."""
+    # Before gRPC is imported, which only then looks. Its core logs what it is sent, unescaped and line by line: whoever
+    # can connect could forge lines of the log, or fill a disk with it.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
     except (EmbeddedPostgresError, SchemaError) as error:

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from google.protobuf.message import Message
 
+from ledger.card_numbers import refuse_card_numbers
 from ledger.domain.commands import (
     AuthorizePayment,
     CapturePayment,
@@ -46,7 +47,9 @@ _FREEZE_SCOPES: Final = {
 
 def command_of(request: Message) -> Command:
     """The command that a write request asks for."""
-    return TO_COMMAND[type(request)](request)
+    command = TO_COMMAND[type(request)](request)
+    refuse_card_numbers(command)
+    return command
 
 
 def batch_commands(request: batch_pb2.ExecuteBatchRequest) -> list[Command | InvalidCommand]:

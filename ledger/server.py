@@ -25,6 +25,7 @@ from ledger.audit.read_events import EventReader
 from ledger.audit.signer import Signer
 from ledger.committer import CLOCK_OFF_S, Committer, utc_now
 from ledger.gate import Gate, Limits
+from ledger.grpc_server import grpc_server
 from ledger.metrics import ServerMetrics
 from ledger.migrations import require_migrated
 from ledger.parts import READ, WRITE, Parts, readings
@@ -177,11 +178,10 @@ async def _start_grpc(
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.message_most_bytes),
     ]
-    server = grpc.aio.server(options=options)
     reads = {**parts.queries.by_rpc, **parts.proofs.by_rpc}
     streams = {**parts.queries.streams, "ReadEvents": parts.events.read_events}
     desk = Desk({settings.ledger: Open(parts.committer, reads, streams)})
-    server.add_generic_rpc_handlers(tuple(rpc_handlers(desk, gate, metrics)))
+    server = grpc_server(rpc_handlers(desk, gate, metrics), options)
     servicer = _HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     described = [

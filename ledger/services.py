@@ -22,10 +22,12 @@ from grpc import StatusCode
 from structlog.contextvars import bind_contextvars
 
 from ledger.callers import Caller, PermissionDenied
+from ledger.card_numbers import has_card_number
 from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
 from ledger.gate import Call, Context, Gate
+from ledger.grpc_server import Methods
 from ledger.metrics import ServerMetrics
 from ledger.outages import Internal
 from ledger.permissions import require_permitted
@@ -194,7 +196,7 @@ def _correlation_id(context: Context) -> str | None:
     """The caller's name for the request: its x-correlation-id, else the trace id of its traceparent (W3C)."""
     trace_id = None
     for key, value in context.invocation_metadata() or ():
-        if key == CORRELATION_ID and isinstance(value, str) and _CORRELATION_ID(value):
+        if key == CORRELATION_ID and isinstance(value, str) and _CORRELATION_ID(value) and not has_card_number(value):
             return value
         if key == "traceparent" and (found := _TRACEPARENT(str(value))):
             trace_id = found[1]
@@ -268,15 +270,12 @@ Answer: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 """What gRPC calls."""
 
 
-def rpc_handlers(desk: Desk, gate: Gate, metrics: ServerMetrics) -> list[grpc.GenericRpcHandler[Any, Any]]:
+def rpc_handlers(desk: Desk, gate: Gate, metrics: ServerMetrics) -> Methods:
     """A handler for every rpc of the contract, behind the gate."""
-    return [
-        grpc.method_handlers_generic_handler(
-            service.full_name,
-            {method.name: _rpc_handler(desk, gate, method, metrics) for method in service.methods},
-        )
+    return {
+        service.full_name: {method.name: _rpc_handler(desk, gate, method, metrics) for method in service.methods}
         for service in SERVICES
-    ]
+    }
 
 
 def _rpc_handler(
@@ -364,5 +363,6 @@ async def _write(context: Context, response: Message) -> None:
 
 async def abort(context: Context, refusal: Refusal) -> None:
     """End a call with the status of a refusal, and all its details."""
-    details = (("grpc-status-details-bin", status_of(refusal).SerializeToString()),)
-    await context.abort(code_of(refusal), str(refusal), (*(context.trailing_metadata() or ()), *details))
+    status = status_of(refusal)
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(code_of(refusal), status.message, (*(context.trailing_metadata() or ()), *details))

@@ -20,6 +20,7 @@ STATUS: Final[dict[str, StatusCode]] = {
     "PERMISSION_DENIED": StatusCode.PERMISSION_DENIED,
     "LEDGER_NOT_PERMITTED": StatusCode.PERMISSION_DENIED,
     "INVALID_REQUEST": StatusCode.INVALID_ARGUMENT,
+    "CARD_NUMBER_GIVEN": StatusCode.INVALID_ARGUMENT,
     "EFFECTIVE_AT_IN_FUTURE": StatusCode.INVALID_ARGUMENT,
     "ID_ALREADY_USED": StatusCode.ALREADY_EXISTS,
     "LEDGER_NOT_FOUND": StatusCode.NOT_FOUND,
@@ -82,12 +83,18 @@ RETRY_AFTER_S: Final[dict[str, float]] = {
 """After how long the same request is worth sending again, where a pause alone can help."""
 
 
+MESSAGE_MOST_BYTES: Final = 512
+VIOLATIONS_MOST_BYTES: Final = 2_048
+"""An error goes as a header, in an encoding that can make three times as much of the message, and a client that gets
+more than 8 KiB of headers sees a broken call in its place: of a long list of fields it is told the first ones."""
+
+
 def code_of(refusal: Refusal) -> StatusCode:
     return STATUS[refusal.code]
 
 
 def status_of(refusal: Refusal) -> Status:
-    """The refusal as gRPC's richer error model has it."""
+    """The refusal as gRPC's richer error model has it, short enough for a header."""
     details: list[Message] = [
         ErrorInfo(
             reason=refusal.code,
@@ -96,15 +103,30 @@ def status_of(refusal: Refusal) -> Status:
         )
     ]
     if isinstance(refusal, InvalidCommand):
-        violations = [
-            BadRequest.FieldViolation(field=each.field, description=each.description) for each in refusal.violations
-        ]
-        details.append(BadRequest(field_violations=violations))
+        details.append(BadRequest(field_violations=_violations(refusal)))
     retry_after_s = RETRY_AFTER_S.get(refusal.code)
     if retry_after_s is not None:
         pause = Duration(nanos=round(retry_after_s % 1 * 1_000_000_000), seconds=int(retry_after_s))
         details.append(RetryInfo(retry_delay=pause))
-    return Status(code=_number(code_of(refusal)), message=str(refusal), details=[_packed(each) for each in details])
+    message = _cut(str(refusal), MESSAGE_MOST_BYTES)
+    return Status(code=_number(code_of(refusal)), message=message, details=[_packed(each) for each in details])
+
+
+def _violations(refusal: InvalidCommand) -> list[BadRequest.FieldViolation]:
+    told: list[BadRequest.FieldViolation] = []
+    room = VIOLATIONS_MOST_BYTES
+    for each in refusal.violations:
+        violation = BadRequest.FieldViolation(field=each.field, description=_cut(each.description, MESSAGE_MOST_BYTES))
+        room -= violation.ByteSize()
+        if room < 0:
+            break
+        told.append(violation)
+    return told
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    data = text.encode()
+    return text if len(data) <= most_bytes else data[: most_bytes - 3].decode(errors="ignore") + "..."
 
 
 def _number(code: StatusCode) -> int:

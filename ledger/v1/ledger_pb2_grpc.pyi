@@ -101,7 +101,8 @@ TEXT
 `reference` and `reason`: at most 256 characters (Unicode code points).
 `metadata`: at most 64 keys, none of them empty, and 8 KiB of keys and values together, as UTF-8. It never changes.
 A NUL character in any text is INVALID_ARGUMENT.
-Put no card numbers and no personal data in any of these: they are kept for ever.
+Put no card numbers and no personal data in any of these, nor in ids: they are kept for ever.
+What looks like a card number is INVALID_ARGUMENT, reason CARD_NUMBER_GIVEN, in these and in new ids.
 """
 
 from collections import abc as _abc

@@ -713,10 +713,29 @@ def used(id_field: str, id_: str, field: str) -> dict[str, str]:
 NEW: Final = {"payer_account_id": "alice~", "payee_account_id": "shop~"}
 TOMORROW: Final = at(datetime.now(UTC).year + 2)
 MISMATCH: Final = {"version": "1", "expected_version": "7"}
+VISA: Final = "4111111111111111"
+"""The number of a card that is made for tests."""
 
 COMMANDS_REFUSED: Final[dict[StatusCode, list[Case]]] = {
     StatusCode.INVALID_ARGUMENT: [
         Case("INVALID_REQUEST", authorize("new~", 0), {}, ["amount.minor_units"]),
+        Case("CARD_NUMBER_GIVEN", opening(VISA), {}, ["account_id"]),
+        Case("CARD_NUMBER_GIVEN", opening("new~", metadata={"card": VISA}), {}, ['metadata["card"]']),
+        Case("CARD_NUMBER_GIVEN", limit("alice~", eur(1), reason=VISA), {}, ["reason"]),
+        Case("CARD_NUMBER_GIVEN", freeze("alice~", reason=f"card {VISA} was stolen"), {}, ["reason"]),
+        Case("CARD_NUMBER_GIVEN", unfreeze("frozen~", reason=VISA), {}, ["reason"]),
+        Case("CARD_NUMBER_GIVEN", close("poor~", reason=VISA), {}, ["reason"]),
+        Case("CARD_NUMBER_GIVEN", authorize(f"{VISA}:1", reference=VISA), {}, ["payment_id", "reference"]),
+        Case("CARD_NUMBER_GIVEN", increment("authorized~", VISA, 20_00), {}, ["increment_id"]),
+        Case("CARD_NUMBER_GIVEN", capture("authorized~", VISA), {}, ["capture_id"]),
+        Case("CARD_NUMBER_GIVEN", void("authorized~", reason=VISA), {}, ["reason"]),
+        Case("CARD_NUMBER_GIVEN", refund("captured~", VISA), {}, ["refund_id"]),
+        Case(
+            "CARD_NUMBER_GIVEN",
+            transfer("new~", leg("alice~", "shop~", 1), reference="4111 1111 1111 1111", metadata={VISA: "card"}),
+            {},
+            ["reference", "metadata"],
+        ),
         Case("EFFECTIVE_AT_IN_FUTURE", authorize("new~", effective_at=TOMORROW), {}, ["effective_at"]),
         Case("EFFECTIVE_AT_IN_FUTURE", capture("authorized~", effective_at=TOMORROW), {}, ["effective_at"]),
         Case("EFFECTIVE_AT_IN_FUTURE", refund("captured~", effective_at=TOMORROW), {}, ["effective_at"]),
@@ -1025,6 +1044,22 @@ def test_a_refusal_is_the_same_when_validated_and_in_a_batch(
     assert result_of(world(batch(case.request, validate_only=True)), 0) == in_batch
     assert result_of(world(batch(case.request, mode=BATCH_MODE_ATOMIC)), 0) == in_batch
     assert not recorded_since(log, head)
+
+
+def test_a_card_number_is_nowhere_afterwards(world: Client, server: LedgerServer) -> None:
+    """Not in what is answered, not in what is logged; nor does a call get its name from one."""
+    number = "5105105105105100"
+    requests = [
+        authorize(number, reference=number, metadata={number: number, "card": number}),
+        batch(void("authorized~", reason=number), transfer(number, leg("alice~", "shop~", 1))),
+        batch(opening(number), mode=BATCH_MODE_ATOMIC),
+    ]
+    for request in requests:
+        call = world.start(request, metadata=[("x-correlation-id", number)])
+        failed = call.exception()
+        answered = (call.details(), call.trailing_metadata()) if failed else (call.result(), call.trailing_metadata())
+        assert number not in str(answered)
+    assert number not in server.log
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -2409,6 +2444,8 @@ TRACEPARENT: Final = ("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01")
         ([("x-correlation-id", "mine"), TRACEPARENT], "mine"),
         ([("x-correlation-id", "x" * 129)], None),
         ([("x-correlation-id", "two words")], None),
+        ([("x-correlation-id", f"card:{VISA}")], None),
+        ([("x-correlation-id", f"card:{VISA}"), TRACEPARENT], TRACE),
         ([("x-correlation-id", "")], None),
         ([("traceparent", "00-nonsense")], None),
         # What the standard (https://www.w3.org/TR/trace-context/) calls invalid: many would share such an id.

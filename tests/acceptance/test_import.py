@@ -173,6 +173,7 @@ def test_a_broken_row_is_written_out_with_its_reason_and_spoils_no_other(history
             "x9~,2999-01-01T00:00:00Z,transfer,bank~,alice~,10.00,",
             "",
             f"x10~,{DAY},transfer,bank~,alice~,10.00,{'long' * 100}",
+            f"x11~,{DAY},transfer,bank~,alice~,10.00,card 4111 1111 1111 1111",
             f"t2~,{DAY},payment,alice~,bob~,4.00,",
         ],
     )
@@ -180,7 +181,7 @@ def test_a_broken_row_is_written_out_with_its_reason_and_spoils_no_other(history
     summary = history.run()
 
     assert (summary.accounts.done, summary.accounts.refused) == (3, 3)
-    assert (summary.movements.rows, summary.movements.done, summary.movements.refused) == (12, 2, 10)
+    assert (summary.movements.rows, summary.movements.done, summary.movements.refused) == (13, 2, 11)
     assert (history.posted("alice"), history.posted("bob")) == (600, 400)
     assert [(row["line"], row["outcome"]) for row in history.rejected(history.accounts)] == [
         ("5", "refused"), ("6", "refused"), ("7", "refused"),
@@ -198,6 +199,7 @@ def test_a_broken_row_is_written_out_with_its_reason_and_spoils_no_other(history
         ("10", "refused", ["INVALID_ARGUMENT", "id"]),
         ("11", "refused", ["INVALID_ARGUMENT", "effective_at"]),
         ("13", "refused", ["INVALID_ARGUMENT", "reference"]),
+        ("14", "refused", ["INVALID_ARGUMENT", "reference"]),
     ]  # fmt: skip
     assert summary.rejects == tuple(
         path.with_name(f"{path.stem}.rejected.csv") for path in (history.accounts, history.movements)

@@ -13,6 +13,7 @@ from google.rpc.status_pb2 import Status
 
 from ledger.committer import Committer
 from ledger.gate import Gate
+from ledger.grpc_server import grpc_server
 from ledger.metrics import ServerMetrics
 from ledger.services import Desk, Open, rpc_handlers
 
@@ -22,9 +23,8 @@ ANSWERED_WITHIN_S: Final = 30.0
 @asynccontextmanager
 async def served(dsn: str, ledger: str, streams: Mapping[str, Any]) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server with these streams, and with a committer that is never started."""
-    server = grpc.aio.server()
     desk = Desk({"main": Open(Committer(dsn, ledger), {}, streams)})
-    server.add_generic_rpc_handlers(tuple(rpc_handlers(desk, Gate(), ServerMetrics())))
+    server = grpc_server(rpc_handlers(desk, Gate(), ServerMetrics()), [])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -163,6 +163,20 @@ def test_what_a_committer_has_recorded_is_sound(dsn: str, ledger: str, serve: Ca
     assert report.events > 100
 
 
+def test_a_card_number_from_before_the_rule_is_no_finding(dsn: str, ledger: str, serve: Callable[..., Any]) -> None:
+    """Servers refuse it at the border. What is in the log was decided without that, and is decided again alike."""
+    with connect(dsn, ledger, "test") as connection:
+        create_tables(connection)
+    visa = "4111111111111111"
+    desk = serve()
+    desk.do(open_account(visa, metadata={"card": visa}), open_account("shop", limit=5))
+    desk.do(authorize(1, payer="shop", payee=visa, payment_id=visa, reference=visa), capture("c", payment_id=visa))
+    follow(dsn, ledger)
+    report = verify(dsn, ledger)
+    assert report.is_sound, lines(report)
+    assert report.events == 7
+
+
 def test_an_empty_ledger_is_sound(dsn: str, ledger: str) -> None:
     """There is nothing in it to be wrong."""
     with connect(dsn, ledger, "test") as connection:

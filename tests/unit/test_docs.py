@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from ledger import outages, services
+from ledger import card_numbers, outages, services
 from ledger.audit import errors as tree_errors
 from ledger.domain import decisions
 from ledger.domain.errors import InvalidCommand, Refusal
@@ -19,7 +19,7 @@ from ledger.status import RETRY_AFTER_S, STATUS
 from projections import errors as read_errors
 
 ROOT: Final = Path(__file__).parents[2]
-MODULES: Final = (outages, services, tree_errors, read_errors)
+MODULES: Final = (card_numbers, outages, services, tree_errors, read_errors)
 """Where refusals are defined, beside the domain's: all that the table is to know."""
 
 
