@@ -69,7 +69,7 @@ def test_the_log_of_a_server_through_errors_tells_no_secret(tmp_path: Path, log:
     assert "lgr_0123456789ab_***" in text
 
 
-def test_a_line_about_a_call_bears_its_request_id_and_ledger(tmp_path: Path, log: Path, tag: str) -> None:
+def test_a_line_about_a_call_bears_its_request_id_ledger_and_actor(tmp_path: Path, log: Path, tag: str) -> None:
     """The caller's own id where it gave one; of writes and reads, answered and refused."""
     ledger = f"log_{tag}"
     with (
@@ -91,6 +91,7 @@ def test_a_line_about_a_call_bears_its_request_id_and_ledger(tmp_path: Path, log
     ids = [each["correlation_id"] for each in ended]
     assert ids[:2] == ["order-7", "look-8"]
     assert ids[2] not in ids[:2]
+    assert {each["actor"] for each in ended} == {"anonymous"}
     assert all(each["took_s"] > 0 for each in ended)
 
 
