@@ -69,8 +69,7 @@ def found(connection: Connection[Any], ledger: str) -> None:
 
 
 def found_callers(connection: Connection[Any]) -> None:
-    """The same for the schema of tokens, which is one for all ledgers of a database."""
-    _make(connection, "the schema of tokens", [CALLERS_OWNER], CALLERS_OWNER, may_create=False)
+    """The same for the schema of tokens, which is one for all ledgers of a database; its role is there by then."""
     _found(connection, CALLERS, CALLERS_OWNER)
 
 
@@ -157,31 +156,27 @@ def _login(connection: Connection[Any]) -> _Login:
 
 
 def make_roles(connection: Connection[Any], ledger: str) -> None:
-    """Make those roles of a ledger that are missing, with the login a member.
+    """Make those roles of a ledger that are missing, and the owner of tokens, with the login a member.
 
     Raises RoleMissing, with what somebody who may has to run, where the login may not.
     """
-    names = [role_name(ledger, role) for role in Role]
-    # A rebuild of the read models makes its tables in schemas beside.
-    _make(connection, f"ledger {ledger!r}", names, role_name(ledger, Role.OWNER), may_create=True)
-
-
-def _make(connection: Connection[Any], whose: str, names: list[str], owner: str, *, may_create: bool) -> None:
-    statements = _still_to_run(connection, names, owner, may_create=may_create)
+    statements = _still_to_run(connection, ledger)
     if not statements:
         return
     with suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
         for statement in statements:
             connection.execute(statement.encode())
-    if statements := _still_to_run(connection, names, owner, may_create=may_create):
+    if statements := _still_to_run(connection, ledger):
         raise RoleMissing(
-            f"{_login(connection).name} has no permission to make the roles of {whose}; let a superuser run, "
+            f"{_login(connection).name} has no permission to make the roles of ledger {ledger!r}; let a superuser run, "
             f"then migrate again: {'; '.join(statements)};"
         )
 
 
-def _still_to_run(connection: Connection[Any], names: list[str], owner: str, *, may_create: bool) -> list[str]:
-    """The statements after which the roles are there, the login is a member, and if so the owner can make schemas."""
+def _still_to_run(connection: Connection[Any], ledger: str) -> list[str]:
+    """The statements after which the roles are there, the login is a member, and the owner can make schemas."""
+    names = [*(role_name(ledger, role) for role in Role), CALLERS_OWNER]
+    owner = role_name(ledger, Role.OWNER)
     login = _login(connection)
     there = {name for (name,) in connection.execute(SQL.existing, {"names": names})}
     missing = [name for name in names if name not in there]
@@ -189,9 +184,8 @@ def _still_to_run(connection: Connection[Any], names: list[str], owner: str, *, 
     statements = [f'CREATE ROLE "{name}" NOLOGIN' for name in missing]
     if not_ours or (missing and not login.is_superuser):
         statements.append(_membership([*missing, *not_ours], login.name))
-    if may_create and (
-        owner in missing or connection.execute(SQL.may_create, {"owner": owner}).fetchall() == [(False,)]
-    ):
+    if owner in missing or connection.execute(SQL.may_create, {"owner": owner}).fetchall() == [(False,)]:
+        # A rebuild of the read models makes its tables in schemas beside.
         statements.append(f'GRANT CREATE ON DATABASE "{login.database}" TO "{owner}"')
     return statements
 

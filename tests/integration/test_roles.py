@@ -247,15 +247,20 @@ def test_a_login_with_the_four_roles_serves_and_settles_what_a_lost_connection_l
 
 
 def test_a_login_that_may_make_roles_migrates_and_rebuilds(
-    dsn: str, login: Callable[..., str], drop: list[str]
+    dsn: str, new_ledger: Callable[[], str], login: Callable[..., str], drop: list[str]
 ) -> None:
-    """No superuser is needed: CREATEROLE, and CREATE on the database with the right to pass it on."""
+    """No superuser is needed: CREATEROLE, and CREATE on the database with the right to pass it on.
+
+    Where another login has made the schema of tokens, also membership in its owner.
+    """
+    new_ledger()
     plain, ledger = login("CREATEROLE"), f"test_{secrets.token_hex(6)}"
     drop.append(ledger)
     database = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
     with psycopg.connect(dsn, autocommit=True) as connection:
         grant = "GRANT CREATE ON DATABASE {} TO {} WITH GRANT OPTION"
         connection.execute(sql.SQL(grant).format(sql.Identifier(str(database)), sql.Identifier(user_of(plain))))
+        connection.execute(sql.SQL("GRANT callers_owner TO {}").format(sql.Identifier(user_of(plain))))
     assert migrate(plain, ledger) == migrations()
     assert migrate(plain, ledger) == []
     with connect(plain, ledger, "test") as connection:
@@ -368,3 +373,25 @@ def drop(dsn: str) -> Iterator[list[str]]:
     yield ledgers
     for ledger in ledgers:
         remove_ledger(dsn, ledger)
+
+
+TOKENS: Final = (
+    "SELECT FROM callers.tokens",
+    "INSERT INTO callers.tokens (token_id, secret_hash, name, role, ledgers, expires_at) "
+    "VALUES ('x', sha256('x'), 'x', 'operator', '{main}', now() + interval '1 day')",
+    "UPDATE callers.tokens SET revoked_at = now()",
+    "DELETE FROM callers.tokens",
+    "TRUNCATE callers.tokens",
+    "CREATE TABLE callers.mine ()",
+)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_tokens_are_read_by_the_writer_and_by_no_other_role_of_a_ledger(dsn: str, ledger: str, role: Role) -> None:
+    """Its server asks callers for them. Nobody makes one who is not a member of their owner."""
+    with connect(dsn, ledger, "test", role) as connection:
+        for statement in TOKENS[role is Role.WRITER :]:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement.encode())
+        if role is Role.WRITER:
+            connection.execute(TOKENS[0].encode())
