@@ -258,9 +258,7 @@ def _accounts_of(payment: Payment, book: Book) -> tuple[Account, Account]:
     return book.account(payment.request.payer_account_id), book.account(payment.request.payee_account_id)
 
 
-def _replayed_change(
-    payment: Payment, command: Command, id_field: str, change_id: str, stamp: Stamp
-) -> Outcome | None:
+def _replayed_change(payment: Payment, command: Command, id_field: str, change_id: str, stamp: Stamp) -> Outcome | None:
     """The first outcome of an increment, capture or refund whose id is known already. The three share one id space."""
     event = payment.changes.get(change_id)
     if event is None:
