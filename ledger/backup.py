@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from psycopg import Connection, sql
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ledger.audit.digest import NoDigest, digest
 from ledger.audit.signer import SQL as TREE
@@ -56,7 +56,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["ledger/backup/1"] = "ledger/backup/1"
-    ledger: str
+    ledger: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
     taken_at: AwareDatetime
     position: int
     digest: str
@@ -154,6 +154,7 @@ def restore(dsn: str, folder: Path, progress: Progress = lambda *_: None) -> Man
             with connection.transaction():
                 act_as_owner(connection)
                 grant(connection)
+                _analyze(connection)
             _require_same(dsn, manifest, progress)
             _load_migrations(dsn, ledger, pg_restore, folder / DUMP)
         except BaseException:
@@ -236,6 +237,12 @@ def _load_migrations(dsn: str, ledger: str, pg_restore: Path, dump: Path) -> Non
 
 def _as_owner(ledger: str) -> tuple[str, ...]:
     return "--single-transaction", "--no-owner", "--no-privileges", f"--role={role_name(ledger, Role.OWNER)}"
+
+
+def _analyze(connection: Connection[Any]) -> None:
+    """Let the planner know the tables: until autovacuum comes by, a dump leaves it with guesses."""
+    tables = [sql.Identifier(name) for (name,) in connection.execute(SQL.tables)]
+    connection.execute(sql.SQL("ANALYZE {}").format(sql.SQL(", ").join(tables)))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
