@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from psycopg import Connection, sql
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ledger.audit.digest import NoDigest, digest
 from ledger.audit.signer import SQL as TREE
@@ -56,7 +56,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["ledger/backup/1"] = "ledger/backup/1"
-    ledger: str
+    ledger: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
     taken_at: AwareDatetime
     position: int
     digest: str
@@ -66,6 +66,8 @@ class Manifest(BaseModel):
     """The note that was signed last, which may cover less than the log."""
     migration: int
     postgres: str
+    pg_dump: int
+    """The major version of the program that wrote the dump. It can be restored into a Postgres as new."""
     dump_bytes: int
     dump_sha256: str
 
@@ -91,7 +93,8 @@ def back_up(dsn: str, ledger: str, folder: Path, progress: Progress = lambda *_:
             ((taken_at, postgres, major),) = connection.execute(SQL.server).fetchall()
             snapshot = share(connection)
             dump = unfinished / DUMP
-            _dump(dsn, ledger, major, snapshot, dump)
+            pg_dump = program("pg_dump", major)
+            _dump(dsn, ledger, pg_dump.place, snapshot, dump)
             proof = _proof(dsn, ledger, connection, snapshot, progress)
             ((migration,),) = connection.execute(SQL.migration).fetchall()
             manifest = Manifest(
@@ -100,6 +103,7 @@ def back_up(dsn: str, ledger: str, folder: Path, progress: Progress = lambda *_:
                 taken_at=taken_at,
                 migration=migration,
                 postgres=postgres,
+                pg_dump=pg_dump.major,
                 dump_bytes=dump.stat().st_size,
                 dump_sha256=_sha256(dump),
             )
@@ -138,15 +142,21 @@ def restore(dsn: str, folder: Path, progress: Progress = lambda *_: None) -> Man
         if is_there:
             raise CannotRestore(f"there is a ledger {ledger!r} already, and nothing is ever restored over one")
         ((_, _, major),) = connection.execute(SQL.server).fetchall()
+        if major < manifest.pg_dump:
+            raise CannotRestore(
+                f"the backup was written by pg_dump {manifest.pg_dump}, for a Postgres as new: this is {major}"
+            )
+        pg_restore = program("pg_restore", major).place
         with connection.transaction():
             make_roles(connection, ledger)
-        _load(dsn, ledger, major, folder / DUMP)
+        _load(dsn, ledger, pg_restore, folder / DUMP)
         try:
             with connection.transaction():
                 act_as_owner(connection)
                 grant(connection)
+                _analyze(connection)
             _require_same(dsn, manifest, progress)
-            _load_migrations(dsn, ledger, major, folder / DUMP)
+            _load_migrations(dsn, ledger, pg_restore, folder / DUMP)
         except BaseException:
             connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema_of(ledger))))
             raise
@@ -195,9 +205,9 @@ def _root(connection: Connection[Any], position: int, progress: Progress) -> byt
 # --- dumping and loading ---------------------------------------------------------------------------------------------
 
 
-def _dump(dsn: str, ledger: str, server_major: int, snapshot: str, to: Path) -> None:
+def _dump(dsn: str, ledger: str, pg_dump: Path, snapshot: str, to: Path) -> None:
     run(
-        program("pg_dump", server_major),
+        pg_dump,
         dsn,
         "--format=custom",
         f"--schema={schema_of(ledger)}",
@@ -211,9 +221,8 @@ def _dump(dsn: str, ledger: str, server_major: int, snapshot: str, to: Path) -> 
     to.chmod(0o600)
 
 
-def _load(dsn: str, ledger: str, server_major: int, dump: Path) -> None:
+def _load(dsn: str, ledger: str, pg_restore: Path, dump: Path) -> None:
     """Load all but the record of migrations, in one transaction."""
-    pg_restore = program("pg_restore", server_major)
     contents = contents_of(pg_restore, dump)
     parts = [line for line in contents.splitlines() if f"TABLE DATA {schema_of(ledger)} migrations " not in line]
     with tempfile.NamedTemporaryFile("w", suffix=".list") as listed:
@@ -222,13 +231,18 @@ def _load(dsn: str, ledger: str, server_major: int, dump: Path) -> None:
         run(pg_restore, dsn, *_as_owner(ledger), f"--use-list={listed.name}", str(dump))
 
 
-def _load_migrations(dsn: str, ledger: str, server_major: int, dump: Path) -> None:
-    pg_restore = program("pg_restore", server_major)
+def _load_migrations(dsn: str, ledger: str, pg_restore: Path, dump: Path) -> None:
     run(pg_restore, dsn, *_as_owner(ledger), "--data-only", "--table=migrations", str(dump))
 
 
 def _as_owner(ledger: str) -> tuple[str, ...]:
     return "--single-transaction", "--no-owner", "--no-privileges", f"--role={role_name(ledger, Role.OWNER)}"
+
+
+def _analyze(connection: Connection[Any]) -> None:
+    """Let the planner know the tables: until autovacuum comes by, a dump leaves it with guesses."""
+    tables = [sql.Identifier(name) for (name,) in connection.execute(SQL.tables)]
+    connection.execute(sql.SQL("ANALYZE {}").format(sql.SQL(", ").join(tables)))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

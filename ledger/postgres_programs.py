@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -22,28 +22,36 @@ class ProgramFailed(Exception):
     """A program is missing, or ended with an error; the text is for an operator."""
 
 
-def program(name: str, server_major: int) -> Path:
-    """The oldest `name` that can serve a server of this major version: a newer one may say what the server can't read.
+class Program(NamedTuple):
+    """A program, and the major version of Postgres that it came with."""
+
+    major: int
+    place: Path
+
+
+def program(name: str, server_major: int) -> Program:
+    """The oldest `name` that is not older than the server: a newer one may say what the server does not understand.
 
     Raises ProgramFailed if there is none.
     """
-    fitting = sorted((major, place) for place, major in _places(name) if major >= server_major)
+    fitting = sorted(each for each in _programs(name) if each.major >= server_major)
     if not fitting:
         raise ProgramFailed(
             f"there is no {name} of Postgres {server_major} or newer in PATH: install the client programs of Postgres "
             f"{server_major}"
         )
-    return fitting[0][1]
+    return fitting[0]
 
 
-def _places(name: str) -> Iterator[tuple[Path, int]]:
+def _programs(name: str) -> Iterator[Program]:
     found = [Path(place) for place in [shutil.which(name)] if place]
     with suppress(EmbeddedPostgresError):  # It is not installed: then PATH has to do.
-        found.append(binaries() / name)
+        # The wheel has those of more versions than the one that is run.
+        found += [folder / "bin" / name for folder in sorted(binaries().parents[1].glob("pginstall*"))]
     for place in found:
         said = subprocess.run([place, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
         if version := re.search(r"\(PostgreSQL\) (\d+)", said):
-            yield place, int(version[1])
+            yield Program(int(version[1]), place)
 
 
 def run(place: Path, dsn: str, *arguments: str) -> str:

@@ -9,3 +9,6 @@ SELECT max(number) FROM migrations
 
 -- is_there: whether there is a schema
 SELECT to_regnamespace(%(schema)s) IS NOT NULL
+
+-- tables: those of the schema that is searched first
+SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY tablename
