@@ -41,7 +41,7 @@ format: .venv/.dev  ## Format the code
 	$(BIN)/ruff format .
 
 bench: .venv/.dev  ## Measure, each figure beside its floor
-	$(BIN)/python bench/main_job.py
+	$(BIN)/python -m bench $(SCENARIO)
 
 bench-audit: .venv/.dev  ## Measure what the audit costs: tree, proofs, verify, beside a bare read
 	$(BIN)/python bench/audit.py
