@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,24 +31,24 @@ class Program:
 
 
 @contextmanager
-def ledger_server(dsn: str, ledger: str, *options: str) -> Iterator[Program]:
+def ledger_server(dsn: str, ledger: str, *options: str, settings: Mapping[str, str] | None = None) -> Iterator[Program]:
     """`ledger serve` on a database; stopped by SIGTERM."""
     command = ["ledger.cli", "serve", "--listen", "127.0.0.1:0", "--dsn", dsn, "--ledger", ledger, *options]
-    with _running(command) as program:
+    with _running(command, settings or {}) as program:
         yield program
 
 
 @contextmanager
 def echo_server() -> Iterator[Program]:
-    with _running(["bench.echo"]) as program:
+    with _running(["bench.echo"], {}) as program:
         yield program
 
 
 @contextmanager
-def _running(command: list[str]) -> Iterator[Program]:
-    with subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=_environment()
-    ) as process:
+def _running(command: list[str], settings: Mapping[str, str]) -> Iterator[Program]:
+    whole = [sys.executable, "-m", *command]
+    environment = _environment() | {"LEDGER_LOG_LEVEL": "error"} | dict(settings)
+    with subprocess.Popen(whole, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         if " on " not in line:
