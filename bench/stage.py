@@ -59,12 +59,16 @@ class Stage:
 
     def book(self, name: str, accounts: int = 10_000) -> Book:
         """A new ledger, with customers who have money."""
-        prepare(self.dsn, name)
-        KeyFiles(self.folder / f"{name}.key", f"ledger/{name}").make()
-        book = Book(self, name, self.scaled(accounts))
+        book = self.bare_book(name, self.scaled(accounts))
         with book.server("--no-follower") as server:
             asked(book.job("opening", server, calls=0, outstanding=1, connections=1))
         return book
+
+    def bare_book(self, name: str, accounts: int) -> Book:
+        """A new ledger in which nothing is yet."""
+        prepare(self.dsn, name)
+        KeyFiles(self.folder / f"{name}.key", f"ledger/{name}").make()
+        return Book(self, name, accounts)
 
 
 @dataclass(frozen=True, slots=True)
