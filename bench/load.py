@@ -26,6 +26,9 @@ from ledger.v1.batch_pb2 import ExecuteBatchResponse
 
 RESOURCE_EXHAUSTED: Final = 8
 _TICK_S: Final = 0.001
+_GATHER_S: Final = 0.002
+_GATHER_FROM: Final = 128
+"""Where so many calls are outstanding, each waits for tens of milliseconds, and 2 more change nothing."""
 _CATCH_UP_S: Final = 60.0
 
 
@@ -39,7 +42,7 @@ class Job:
     calls: int
     ledger: str = "main"
     outstanding: int = 256
-    connections: int = 4
+    connections: int = 2
     accounts: int = 10_000
     hot: bool = False
     retries: int = 0
@@ -218,7 +221,8 @@ def _spread(job: Job) -> list[str]:
 async def run(job: Job) -> Result:
     """Do a job. Raises OSError if a target does not listen."""
     calls = calls_of(job)
-    connections = [await connected(target) for target in _spread(job)]
+    gather_s = _GATHER_S if job.outstanding >= _GATHER_FROM else 0.0
+    connections = [await connected(target, gather_s) for target in _spread(job)]
     load = Load(job, calls, connections)
     gc.collect()
     gc.disable()
