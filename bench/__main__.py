@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 import time
+from itertools import groupby
 from pathlib import Path
 
 from bench import report
@@ -13,7 +14,7 @@ from bench.growth import GROWTH
 from bench.programs import ROOT, BenchFailed
 from bench.report import Row
 from bench.scenarios import SCENARIOS, Scenario
-from bench.stage import staged, surroundings
+from bench.stage import Stage, staged, surroundings
 
 
 def main() -> None:
@@ -35,33 +36,31 @@ def main() -> None:
 
 
 def run(scenarios: dict[str, Scenario], rounds: int, scale: float, out: Path) -> int:
-    """Run scenarios one after the other, each on a Postgres of its own; 1 if one failed to say anything."""
+    """Run scenarios one after the other; 1 if one of them could not give a figure that means anything."""
     rows: list[Row] = []
-    about: dict[str, str] = {}
     failed = 0
-    for name, scenario in scenarios.items():
-        began = time.monotonic()
-        try:
-            with tempfile.TemporaryDirectory() as folder, staged(Path(folder), scale) as stage:
-                about = about or surroundings(stage)
-                row = Row(
-                    name,
-                    scenario.title,
-                    scenario.unit,
-                    scenario.floor_name,
-                    scenario.target,
-                    list(scenario.rounds(stage, rounds)),
-                )
-        except BenchFailed as error:
-            failed = 1
-            print(f"{name:22} failed: {error}", flush=True)
-            continue
-        rows.append(row)
-        print(f"{row.line()}  {time.monotonic() - began:.0f} s", flush=True)
-        report.write(rows, about, out)
+    for _, group in groupby(scenarios.items(), lambda each: each[1].shares or each[0]):
+        with tempfile.TemporaryDirectory() as folder, staged(Path(folder), scale) as stage:
+            for name, scenario in group:
+                began = time.monotonic()
+                try:
+                    row = measure(stage, name, scenario, rounds)
+                except BenchFailed as error:
+                    failed = 1
+                    print(f"{name:16} failed: {error}", flush=True)
+                    continue
+                rows.append(row)
+                print(f"{row.line()}  {time.monotonic() - began:.0f} s", flush=True)
+                report.write(rows, surroundings(stage), out)
     if rows:
         print(f"written to {out}")
     return failed
+
+
+def measure(stage: Stage, name: str, scenario: Scenario, rounds: int) -> Row:
+    """Raises BenchFailed."""
+    found = list(scenario.rounds(stage, rounds))
+    return Row(name, scenario.title, scenario.unit, scenario.floor_name, scenario.target, found)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class Row:
     def line(self) -> str:
         """For a terminal."""
         return (
-            f"{self.name:22} {self.value:>10,.4g} {self.unit:9} floor {self.floor:>10,.4g}  ratio {self.ratio:>6.3f}"
+            f"{self.name:16} {self.value:>10,.4g} {self.unit:9} floor {self.floor:>10,.4g}  ratio {self.ratio:>6.3f}"
             f"  {self.target!s:18} {'met' if self.met else 'MISSED'}"
         )
 

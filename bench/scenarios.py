@@ -41,6 +41,8 @@ class Scenario:
     floor_name: str
     target: Target
     rounds: Rounds
+    shares: str = ""
+    """Scenarios that share something run on one Postgres; each other has one of its own."""
 
 
 def at_least(ratio: float) -> Target:

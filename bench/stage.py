@@ -10,7 +10,8 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +53,8 @@ class Stage:
     folder: Path
     postgres_pid: int
     scale: float = 1.0
+    books: dict[str, Book] = field(default_factory=dict)
+    """What scenarios that share a stage have made."""
 
     def scaled(self, count: int) -> int:
         """So many calls, or fewer."""
@@ -179,18 +182,12 @@ def surroundings(stage: Stage) -> dict[str, str]:
     return {
         "cores": str(os.cpu_count()),
         "processor": model,
-        "load before": f"{os.getloadavg()[0]:.1f}",
+        "load average of the machine": f"{os.getloadavg()[0]:.1f}",
         "system": platform.platform(),
         "python": platform.python_version(),
-        "grpcio": _version("grpcio"),
-        "psycopg": _version("psycopg"),
+        "grpcio": version("grpcio"),
+        "psycopg": version("psycopg"),
         "commit": commit.stdout.strip() or "?",
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         **{f"postgres {name}": value for name, value in shown.items()},
     }
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
