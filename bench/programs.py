@@ -78,6 +78,14 @@ def asked(job: Job) -> Result:
     return result
 
 
+def run_ledger(*arguments: object) -> None:
+    """A command of `ledger`, to its end. Raises BenchFailed if it does not end well."""
+    command = [sys.executable, "-m", "ledger.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=_environment(), check=False)
+    if done.returncode:
+        raise BenchFailed(f"ledger {arguments[0]}: {done.stdout}{done.stderr}")
+
+
 def _environment() -> dict[str, str]:
     """Without settings of a ledger: what is measured has the defaults."""
     return {name: value for name, value in os.environ.items() if not name.startswith("LEDGER_")}

@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import psycopg
 from eventsourcing.persistence import StoredEvent
 
 from bench.load import Result
-from bench.programs import BenchFailed, asked, echo_server
+from bench.programs import BenchFailed, asked, echo_server, run_ledger
 from bench.report import Round, Target
 from bench.stage import Bare, Book, Stage
+from bench.work import EUR, SHOP, customer
 from ledger.audit.verify import verify
 from ledger.writer import Head, Writer
 from projections.follower import BATCH_EVENTS, Follower
@@ -28,6 +30,7 @@ BATCH: Final = 1_000
 EVENTS_PER_AUTHORIZATION: Final = 2
 EVENTS_PER_CAPTURED_PAYMENT: Final = 5
 """PaymentAuthorized, FundsReserved; PaymentCaptured, FundsDebited, FundsCredited."""
+EVENTS_PER_TRANSFER: Final = 3
 FAIR_SHARE: Final = 0.35
 """What the slower of two servers has to get of the calls at least."""
 
@@ -174,6 +177,35 @@ def batch_capture(stage: Stage, rounds: int) -> Iterator[Round]:
             yield measured(events / result.seconds, floor, result, note)
 
 
+def csv_import(stage: Stage, rounds: int) -> Iterator[Round]:
+    """`ledger import` of made-up transfers, from the files to the read models, its start-up included."""
+    book = stage.book("bench")
+    rows = stage.scaled(30_000)
+    with book.server() as server, book.connection() as connection:
+        bare = Bare(connection)
+        for number in range(rounds):
+            accounts, movements = _csv_files(stage.folder, f"import-{number}", rows, book.accounts)
+            began = time.perf_counter()
+            run_ledger("import", accounts, movements, "--server", server.address, "--ledger", book.name)
+            book.wait_for_follower()
+            seconds = time.perf_counter() - began
+            yield Round(rows / seconds, bare.rows_per_s(rows * EVENTS_PER_TRANSFER, BATCH))
+
+
+def _csv_files(folder: Path, tag: str, rows: int, accounts: int) -> tuple[Path, Path]:
+    """An accounts.csv of accounts that are there already, and a movements.csv of transfers between them."""
+    names = [customer(number) for number in range(accounts)]
+    opened, moved = folder / f"{tag}-accounts.csv", folder / f"{tag}-movements.csv"
+    lines = ["account_id,currency,kind,credit_limit", *(f"{name},{EUR},customer," for name in names)]
+    opened.write_text("\n".join([*lines, ""]))
+    lines = ["id,effective_at,kind,from_account,to_account,amount,reference"]
+    for number in range(rows):
+        payer = names[number % accounts]
+        lines.append(f"{tag}-{number},2026-01-01T00:00:00Z,transfer,{payer},{SHOP},{1 + number % 9}.00,row {number}")
+    moved.write_text("\n".join([*lines, ""]))
+    return opened, moved
+
+
 # --- two servers -----------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +324,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "batch-capture": Scenario(
         "authorize and capture, batched, no follower", "events/s", _ROWS, at_least(0.35), batch_capture
     ),
+    "import": Scenario("ledger import of 30,000 transfers", "rows/s", _ROWS, Target("value", 3_000, ">="), csv_import),
     "retries": Scenario("10 % retries, 10 % declines", "calls/s", "the clean run", at_least(0.85), retries),
     "two-servers": Scenario(
         "two servers, 10,000 accounts", "calls/s", "one server", at_least(0.90), two_servers(hot=False)
