@@ -36,7 +36,7 @@ class Connection(asyncio.Protocol):
         """With `gather_s`, replies are taken up so much later, and several at a time: far fewer system calls."""
         self._gather_s = gather_s
         self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray()
+        self._rest = b""
         self._out: list[bytes] = []
         self._next_stream = 1
         self._waiting: dict[int, Done] = {}
@@ -110,8 +110,8 @@ class Connection(asyncio.Protocol):
         self._transport.write(frames.PREFACE + frames.settings(ours) + grow)
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        for kind, flags, stream, payload in frames.frames(self._buffer):
+        found, self._rest = frames.split(self._rest + data if self._rest else data)
+        for kind, flags, stream, payload in found:
             if kind == frames.DATA:
                 self._bodies.setdefault(stream, []).append(payload)
                 self._to_acknowledge += len(payload)

@@ -6,7 +6,6 @@ the same call is the same bytes each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from struct import Struct
 from typing import Final
@@ -52,19 +51,20 @@ def message(body: bytes) -> bytes:
     return _MESSAGE.pack(0, len(body)) + body
 
 
-def frames(buffer: bytearray) -> Iterator[tuple[int, int, int, bytes]]:
-    """Take the whole frames out of a buffer: kind, flags, stream, payload."""
-    start, end = 0, len(buffer)
+def split(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes]:
+    """The whole frames at the start of what came (kind, flags, stream, payload), and the rest."""
+    found = []
+    start, end = 0, len(data)
     unpack = _HEAD.unpack_from
     while end - start >= HEAD_BYTES:
-        high, low, kind, flags, stream = unpack(buffer, start)
+        high, low, kind, flags, stream = unpack(data, start)
         begin = start + HEAD_BYTES
         stop = begin + (high << 16 | low)
         if stop > end:
             break
-        yield kind, flags, stream, bytes(buffer[begin:stop])
+        found.append((kind, flags, stream, data[begin:stop]))
         start = stop
-    del buffer[:start]
+    return found, data[start:]
 
 
 def settings(values: dict[int, int]) -> bytes:
