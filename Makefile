@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-laws test-tamper test-fuzz lint run proto format bench bench-audit lock audit sbom licences clean
+.PHONY: help setup demo test test-laws test-tamper test-fuzz lint run proto format bench bench-growth bench-audit lock audit sbom licences clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: .venv/.dev  ## Create .venv with everything that running, testing and building need
 
@@ -43,8 +43,11 @@ format: .venv/.dev  ## Format the code
 	$(BIN)/ruff check --fix-only -q .
 	$(BIN)/ruff format .
 
-bench: .venv/.dev  ## Measure, each figure beside its floor
-	$(BIN)/python bench/main_job.py
+bench: .venv/.dev  ## Measure, each figure beside its floor (ten minutes); SCENARIO="unary lone" for some of it
+	$(BIN)/python -m bench $(SCENARIO)
+
+bench-growth: .venv/.dev  ## Measure how it grows: log, accounts, memory, offered load (an hour)
+	$(BIN)/python -m bench --growth $(SCENARIO)
 
 bench-audit: .venv/.dev  ## Measure what the audit costs: tree, proofs, verify, beside a bare read
 	$(BIN)/python bench/audit.py
