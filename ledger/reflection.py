@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from ledger.domain.errors import Refusal
 from ledger.gate import Gate
-from ledger.services import abort
+from ledger.services import ending
 
 _ReflectionServicer: Final[Any] = reflection.aio.ReflectionServicer  # type: ignore[attr-defined]  # the stubs lack it
 
@@ -25,6 +25,6 @@ class Reflection(_ReflectionServicer):  # type: ignore[misc]  # grpcio-reflectio
         try:
             self._gate.identify(context)
         except Refusal as refusal:
-            await abort(context, refusal)
+            await context.abort(*ending(context, refusal))
         async for response in super().ServerReflectionInfo(requests, context):
             yield response

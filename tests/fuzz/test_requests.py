@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
+import pytest
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
@@ -20,6 +21,8 @@ from malformed import MOST_BYTES, Given, Malformed
 from target import ANSWERED_WITHIN_S, Target, leak
 
 from ledger.status import STATUS
+from ledger.v1.account_pb2 import OpenAccountRequest
+from ledger.v1.account_pb2_grpc import AccountServiceStub
 
 RUNS: Final = int(os.environ.get("FUZZ_RUNS", "2000"))
 SEED: Final = int(os.environ.get("FUZZ_SEED", "1" if RUNS <= 2_000 else str(secrets.randbits(32))))
@@ -64,6 +67,17 @@ def test_malformed_requests_are_answered_and_harm_nobody(target: Target) -> None
     assert met["OK"] > RUNS / 50
     assert met["INVALID_REQUEST"] > RUNS / 10
     print(f"\n{RUNS:,} requests, seed {SEED}: {dict(met.most_common())}; beside them {len(took):,} payments")
+
+
+def test_large_requests_that_are_refused_are_not_kept(target: Target) -> None:
+    """They were, until the collector of cycles came by, which is seldom: 200 of these were most of a gigabyte."""
+    request = OpenAccountRequest(account_id="x" * (MOST_BYTES - 1_000), currency_code="EUR", **target.named)
+    with target.server.channel() as channel:
+        for _ in range(200):
+            with pytest.raises(grpc.RpcError) as refused:
+                AccountServiceStub(channel).OpenAccount(request, timeout=ANSWERED_WITHIN_S)
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    target.require_unharmed()
 
 
 async def send_all(target: Target, malformed: Malformed, met: Counter[str]) -> None:
