@@ -132,6 +132,8 @@ def _advice(target: Target, problem: str) -> str:
         return f"its certificate is not one that {target.ca} vouches for"
     if "Hostname Verification" in problem or "Peer name" in problem:
         return "its certificate is not for that name"
+    if "refused" in problem:
+        return "is `ledger serve` running there?"
     if target.ca is not None:
         return "is `ledger serve` running there, with TLS? If it asks for a certificate, set LEDGER_CLIENT_CERT"
     return "is `ledger serve` running there? If it speaks TLS, set LEDGER_CA"
