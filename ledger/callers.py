@@ -54,7 +54,7 @@ class Caller:
     """Somebody who is known. The name is the `actor` of every event that comes of what they ask for."""
 
     name: str
-    role: Role | None
+    roles: frozenset[Role] | None
     """None: everything, as where no tokens are asked for."""
 
     ledgers: frozenset[str] | None

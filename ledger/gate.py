@@ -57,6 +57,12 @@ class Call:
     deadline: float | None
     """In seconds of the monotonic clock."""
 
+    gate: Gate
+
+    def require_still_known(self) -> None:
+        """Raise Unauthenticated or CallersUnavailable if the caller would not be let in now: streams go on."""
+        self.gate.identify(self.context)
+
     @property
     def time_left_s(self) -> float | None:
         return None if self.deadline is None else self.deadline - monotonic()
@@ -96,7 +102,7 @@ class Gate:
         DEADLINE.set(deadline)
         self._inside += 1
         try:
-            yield Call(context, caller, deadline)
+            yield Call(context, caller, deadline, self)
         finally:
             self._inside -= 1
 

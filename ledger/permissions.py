@@ -47,6 +47,6 @@ PERMITTED: Final[dict[str, frozenset[Role]]] = {
 
 
 def require_permitted(caller: Caller, rpc: str) -> None:
-    """Raise PermissionDenied if the caller's role is not for this rpc, named as in the contract."""
-    if caller.role is not None and caller.role not in PERMITTED.get(rpc, ()):
-        raise PermissionDenied(role=caller.role.value, rpc=rpc)
+    """Raise PermissionDenied if none of the caller's roles is for this rpc, named as in the contract."""
+    if caller.roles is not None and not caller.roles & PERMITTED.get(rpc, frozenset()):
+        raise PermissionDenied(role=" and ".join(sorted(caller.roles)), rpc=rpc)

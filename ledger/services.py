@@ -149,6 +149,7 @@ class Desk:
             # However the call ends, what the stream holds is given back right then, not when it is collected.
             async with aclosing(begin(request, call.time_left_s)) as responses:
                 async for response in responses:
+                    call.require_still_known()
                     await _write(call.context, response)
 
         return stream
@@ -226,7 +227,7 @@ def _check_size(request: batch_pb2.ExecuteBatchRequest, mode: Mode) -> None:
 def _commands(request: batch_pb2.ExecuteBatchRequest, caller: Caller) -> list[Command | Refusal]:
     """The commands of a batch in order, or in a command's place why it is none, or not this caller's to give."""
     commands: list[Command | Refusal] = [*batch_commands(request)]
-    if caller.role is None:
+    if caller.roles is None:
         return commands
     for number, each in enumerate(request.commands):
         name = each.WhichOneof("command")

@@ -42,7 +42,10 @@ _UNITS: Final = {"h": timedelta(hours=1), "d": timedelta(days=1)}
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Who it is for: the actor on every event that comes of it.")],
-    role: Annotated[Role, typer.Option("--role", help="What they are here for: docs/security.md has who may what.")],
+    roles: Annotated[
+        list[Role],
+        typer.Option("--role", help="What they are here for: docs/security.md has who may what. Can be repeated."),
+    ],
     ledgers: Annotated[
         list[str] | None,
         typer.Option("--ledger", metavar="NAME", help="A ledger that it is for. Can be repeated.  \\[main]"),
@@ -58,7 +61,7 @@ def create(
     valid_for = _valid_for(expires_in)
     settings = settings_of(dsn=dsn, data_dir=data_dir)
     with _tokens(settings) as tokens:
-        typer.echo(tokens.create(name, role, ledgers or [settings.ledger], valid_for))
+        typer.echo(tokens.create(name, roles, ledgers or [settings.ledger], valid_for))
 
 
 @app.command(name="list")
@@ -69,10 +72,10 @@ def list_(dsn: Dsn = None, data_dir: DataDir = None, as_json: Json = False) -> N
     if as_json:
         typer.echo(json.dumps([each.as_json() for each in listed]))
         return
-    table = table_of("id", "name", "role", "ledgers", "state", "created", "by", "expires", words=8)
+    table = table_of("id", "name", "roles", "ledgers", "state", "created", "by", "expires", words=8)
     for each in listed:
         moments = f"{each.created_at:%Y-%m-%d %H:%M}", each.created_by, f"{each.expires_at:%Y-%m-%d %H:%M}"
-        table.add_row(each.token_id, each.name, each.role, ",".join(each.ledgers), each.state, *moments)
+        table.add_row(each.token_id, each.name, ",".join(each.roles), ",".join(each.ledgers), each.state, *moments)
     Console(width=None if Console().is_terminal else 200).print(table)
 
 

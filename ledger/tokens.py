@@ -47,7 +47,7 @@ class Listed:
 
     token_id: str
     name: str
-    role: str
+    roles: list[str]
     ledgers: list[str]
     created_at: datetime
     created_by: str
@@ -69,7 +69,7 @@ class Tokens:
         """`ledger` is any that is migrated there: tokens are beside them all."""
         self._dsn, self._ledger = dsn, ledger
 
-    def create(self, name: str, role: Role, ledgers: Collection[str], valid_for: timedelta) -> str:
+    def create(self, name: str, roles: Collection[Role], ledgers: Collection[str], valid_for: timedelta) -> str:
         """A new token. It is nowhere but in what is returned. Raises TokenUnusable."""
         if not caller_name(name) or name in RESERVED:
             rule = "a-z, 0-9 and . _ -, at most 64, starting with a letter or digit; not anonymous or sweeper"
@@ -83,8 +83,8 @@ class Tokens:
             "token_id": token_id,
             "secret_hash": _hash(token),
             "name": name,
-            "role": role.value,
-            "ledgers": sorted(ledgers),
+            "roles": sorted({role.value for role in roles}),
+            "ledgers": sorted({*ledgers}),
             "valid_for": valid_for,
         }
         with connect(self._dsn, self._ledger, "ledger-token") as connection:
@@ -181,8 +181,10 @@ class TokenBook:
             await connection.close()
 
 
-def _known(name: str, role: str, ledgers: list[str], expires_at: datetime, revoked_at: datetime | None) -> _Known:
-    return _Known(Caller(name, Role(role), frozenset(ledgers)), expires_at, revoked_at is not None)
+def _known(
+    name: str, roles: list[str], ledgers: list[str], expires_at: datetime, revoked_at: datetime | None
+) -> _Known:
+    return _Known(Caller(name, frozenset(map(Role, roles)), frozenset(ledgers)), expires_at, revoked_at is not None)
 
 
 def _hash(token: str) -> bytes:

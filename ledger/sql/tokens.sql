@@ -1,11 +1,11 @@
 -- insert: a new token, of which only the hash is known here
-INSERT INTO callers.tokens (token_id, secret_hash, name, role, ledgers, expires_at)
-VALUES (%(token_id)s, %(secret_hash)s, %(name)s, %(role)s, %(ledgers)s, clock_timestamp() + %(valid_for)s)
+INSERT INTO callers.tokens (token_id, secret_hash, name, roles, ledgers, expires_at)
+VALUES (%(token_id)s, %(secret_hash)s, %(name)s, %(roles)s, %(ledgers)s, clock_timestamp() + %(valid_for)s)
 RETURNING expires_at
 
 -- list: every token that was ever made, oldest first
 SELECT
-    token_id, name, role, ledgers, created_at, created_by, expires_at, revoked_at,
+    token_id, name, roles, ledgers, created_at, created_by, expires_at, revoked_at,
     CASE
         WHEN revoked_at IS NOT NULL THEN 'revoked'
         WHEN expires_at <= clock_timestamp() THEN 'expired'
@@ -24,4 +24,4 @@ SELECT FROM callers.tokens WHERE token_id = %(token_id)s
 SELECT count(*), count(revoked_at) FROM callers.tokens
 
 -- load: all that a server needs to know a caller by
-SELECT secret_hash, name, role, ledgers, expires_at, revoked_at FROM callers.tokens
+SELECT secret_hash, name, roles, ledgers, expires_at, revoked_at FROM callers.tokens

@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 import ssl
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Final
 import grpc
 import psycopg
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -293,12 +295,25 @@ def test_a_revoked_token_is_refused_soon_and_others_of_that_name_are_not(guarded
         assert code_of(other, request) is StatusCode.OK
 
 
+def test_a_stream_ends_with_the_token_that_it_began_with(guarded: Guarded, tag: str) -> None:
+    """An auditor whose token is revoked learns of nothing that is recorded after that."""
+    token = guarded.token(Role.AUDITOR, f"kpmg-{tag}")
+    with calling(guarded, token, tag) as auditor:
+        follow = ReadEventsRequest(follow=True, heartbeat_interval=Duration(seconds=1))
+        call = auditor.stream(follow)
+        assert next(call).head >= 0
+        guarded.revoke(token)
+        with pytest.raises(grpc.RpcError) as raised:
+            deque(call, maxlen=0)
+    assert refused_by(raised.value).metadata == {"why": "it was revoked"}
+
+
 def test_a_token_ends_by_itself(guarded: Guarded, tag: str) -> None:
     """The server says when it was."""
     token = f"lgr_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
     old = """
-        INSERT INTO callers.tokens (token_id, secret_hash, name, role, ledgers, created_at, expires_at)
-        VALUES (%s, sha256(%s), 'old', 'analyst', %s, '2020-01-01Z', '2020-01-02Z')
+        INSERT INTO callers.tokens (token_id, secret_hash, name, roles, ledgers, created_at, expires_at)
+        VALUES (%s, sha256(%s), 'old', '{analyst}', %s, '2020-01-01Z', '2020-01-02Z')
     """
     with psycopg.connect(guarded.server.dsn()) as connection:
         connection.execute(old, [token.split("_")[1], token.encode(), [guarded.server.ledger]])
@@ -433,6 +448,22 @@ def test_commands_speak_tls_and_send_a_token(guarded: Guarded, tokens: dict[Role
     assert (denied.returncode, "(PERMISSION_DENIED)" in denied.stderr) == (1, True)
 
 
+def test_an_import_takes_a_token_of_two_roles(guarded: Guarded, tmp_path: Path, tag: str) -> None:
+    """It opens accounts and moves money. With one role what it may not do is told row by row."""
+    accounts, movements = tmp_path / "accounts.csv", tmp_path / "movements.csv"
+    accounts.write_text(f"account_id,currency,kind,credit_limit\nbank-{tag},EUR,external,\neva-{tag},EUR,customer,\n")
+    movement = f"m-{tag},2024-01-31T12:00:00Z,transfer,bank-{tag},eva-{tag},12.50,salary"
+    movements.write_text(f"id,effective_at,kind,from_account,to_account,amount,reference\n{movement}\n")
+    both = guarded.token(Role.PAYMENTS, f"importer-{tag}", "--role", "operator", "--expires-in", "1h")
+    with calling(guarded, both, tag) as client:
+        assert code_of(client, REQUESTS["ReadEvents"]()) is StatusCode.PERMISSION_DENIED
+    command = ["import", str(accounts), str(movements), "--ledger", guarded.server.ledger]
+    ended = run_ledger(*command, **guarded.environment(both))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    with guarded.client(both, tag) as client:
+        assert client.account(f"eva-{tag}").posted == 12_50
+
+
 def test_a_token_may_be_in_a_file(guarded: Guarded, tokens: dict[Role, str], tmp_path: Path) -> None:
     """As a secret that is mounted into a container is; a line's end after it does no harm."""
     (tmp_path / "token").write_text(tokens[Role.OPERATOR] + "\n")
@@ -503,10 +534,10 @@ def test_what_can_not_be_done_with_tokens_is_said(
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE callers.tokens SET role = 'operator'",
+        "UPDATE callers.tokens SET roles = '{operator}'",
         "UPDATE callers.tokens SET expires_at = expires_at + interval '1 year'",
         "UPDATE callers.tokens SET revoked_at = NULL, revoked_by = NULL",
-        "UPDATE callers.tokens SET revoked_at = now(), revoked_by = 'me', role = 'operator'",
+        "UPDATE callers.tokens SET revoked_at = now(), revoked_by = 'me', roles = '{operator}'",
         "DELETE FROM callers.tokens",
         "TRUNCATE callers.tokens",
     ],

@@ -41,7 +41,7 @@ LOGS_MOST_BYTES: Final = 2**20
 _INSIDE: Final = re.compile(
     rb"Traceback|\.py\b|\.cc?:\d|\.pyx|site-packages|Exception|[a-z]Error\b|Errno|errno|<class|object at| at 0x"
     rb"|psycopg|pydantic|asyncio|uvloop|protobuf|eventsourcing|NoneType|SELECT |INSERT |UPDATE |relation \"|SQLSTATE"
-    rb"|/home/|/root/|/usr/|/tmp/|/work/"
+    rb"|/home/|/root/|/usr/|/tmp/"
 )
 
 

@@ -377,8 +377,8 @@ def drop(dsn: str) -> Iterator[list[str]]:
 
 TOKENS: Final = (
     "SELECT FROM callers.tokens",
-    "INSERT INTO callers.tokens (token_id, secret_hash, name, role, ledgers, expires_at) "
-    "VALUES ('x', sha256('x'), 'x', 'operator', '{main}', now() + interval '1 day')",
+    "INSERT INTO callers.tokens (token_id, secret_hash, name, roles, ledgers, expires_at) "
+    "VALUES ('x', sha256('x'), 'x', '{operator}', '{main}', now() + interval '1 day')",
     "UPDATE callers.tokens SET revoked_at = now()",
     "DELETE FROM callers.tokens",
     "TRUNCATE callers.tokens",

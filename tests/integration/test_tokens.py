@@ -35,8 +35,8 @@ def test_what_is_known_of_tokens_holds_only_so_long(tmp_path: Path) -> None:
     async def live(postgres: EmbeddedPostgres) -> None:
         nonlocal ahead_s
         tokens = Tokens(postgres.dsn, "main")
-        token = tokens.create("bob", Role.AUDITOR, ["main"], timedelta(days=1))
-        bob = Caller("bob", Role.AUDITOR, frozenset({"main"}))
+        token = tokens.create("bob", [Role.AUDITOR], ["main"], timedelta(days=1))
+        bob = Caller("bob", frozenset({Role.AUDITOR}), frozenset({"main"}))
         book = TokenBook(postgres.dsn, "main", seconds=seconds)
         with pytest.raises(CallersUnavailable):
             book.caller(token)
@@ -53,7 +53,7 @@ def test_what_is_known_of_tokens_holds_only_so_long(tmp_path: Path) -> None:
 
         await asyncio.to_thread(postgres.start)
         await eventually(lambda: is_known(book, token))
-        other = tokens.create("eve", Role.ANALYST, ["main"], timedelta(days=1))
+        other = tokens.create("eve", [Role.ANALYST], ["main"], timedelta(days=1))
         await eventually(lambda: is_known(book, other))
         tokens.revoke(other)
         await eventually(lambda: not is_known(book, other))

@@ -4,7 +4,7 @@ CREATE TABLE tokens (
     token_id    text        COLLATE "C" PRIMARY KEY,
     secret_hash bytea       NOT NULL,
     name        text        NOT NULL,
-    role        text        NOT NULL,
+    roles       text[]      NOT NULL,
     ledgers     text[]      NOT NULL,
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     created_by  text        NOT NULL DEFAULT session_user,
@@ -13,7 +13,8 @@ CREATE TABLE tokens (
     revoked_by  text,
     CONSTRAINT tokens_secret_is_hashed CHECK (length(secret_hash) = 32),
     CONSTRAINT tokens_secret_is_one_tokens UNIQUE (secret_hash),
-    CONSTRAINT tokens_role_is_known CHECK (role IN ('payments', 'operator', 'auditor', 'analyst')),
+    CONSTRAINT tokens_name_a_role CHECK (cardinality(roles) > 0),
+    CONSTRAINT tokens_roles_are_known CHECK (roles <@ ARRAY['payments', 'operator', 'auditor', 'analyst']),
     CONSTRAINT tokens_name_a_ledger CHECK (cardinality(ledgers) > 0),
     CONSTRAINT tokens_end CHECK (expires_at > created_at),
     CONSTRAINT tokens_revoked_by_somebody CHECK ((revoked_at IS NULL) = (revoked_by IS NULL))
