@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from serving import eventually, run_ledger
 from test_api import freeze, opening
-from test_health import NOT_SERVING, READ, SERVING, WRITE, client_of, health, postmaster_of, served
+from test_health import NOT_SERVING, SERVING, WRITE, client_of, health, postmaster_of, served
 
 from ledger.embedded import EmbeddedPostgres
 from ledger.v1.account_pb2 import GetAccountRequest
@@ -52,7 +52,7 @@ def test_the_log_of_a_server_through_errors_tells_no_secret(tmp_path: Path, log:
                 )
             with pytest.raises(grpc.RpcError):
                 client.start(freeze("poison"), metadata=METADATA).result()
-            eventually(lambda: health(client.channel, *READ) == {NOT_SERVING})
+            eventually(lambda: "follower_stopped" in log.read_text())
             os.kill(postmaster_of(folder), signal.SIGKILL)
             eventually(lambda: health(client.channel, *WRITE) == {NOT_SERVING})
             with pytest.raises(grpc.RpcError):

@@ -520,6 +520,7 @@ def test_many_followers_leave_the_connections_of_point_reads_alone(
     async def main() -> None:
         queries = Queries(dsn, ledger)
         await queries.open()
+        await until_true(lambda: not sessions(dsn, CONNECTIONS))  # Those of the tests before take a moment to end.
         async with reading(dsn, ledger) as found:
             calls = [found.start(follow=True, from_position=head + 1) for _ in range(100)]
             for call in calls:
