@@ -1,4 +1,4 @@
-"""The server: committer, follower, queries and gRPC in one process, from start to drain."""
+"""The server: committer, queries, signer and gRPC in one process, a follower in another; from start to drain."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from ledger.audit.read_events import EventReader
 from ledger.audit.signer import Signer
 from ledger.committer import CLOCK_OFF_S, Committer, utc_now
 from ledger.durability import require_durable
+from ledger.follower_process import FollowerProcess, Terms
 from ledger.gate import Gate, Limits
 from ledger.grpc_server import grpc_server
 from ledger.metrics import ServerMetrics
@@ -39,7 +40,6 @@ from ledger.settings import Settings, split_address
 from ledger.sweeper import SWEEP_EVERY_S, Sweeper
 from ledger.tls import Certificates, TlsFiles
 from ledger.tokens import TokenBook
-from projections.follower import Follower
 from projections.queries import Queries
 
 GRACE_S: Final = 5.0
@@ -122,7 +122,9 @@ async def _start_parts(
 ) -> Parts:
     """Start what decides and what reads; on leaving the stack they end in the opposite order."""
     loop = asyncio.get_running_loop()
-    follower = Follower(dsn, settings.ledger) if settings.follower else None
+    follower = None
+    if settings.follower:
+        follower = FollowerProcess(Terms(dsn, settings.ledger, settings.log_level, settings.log_format))
     events = EventReader(settings.read_dsn or dsn, settings.ledger)
 
     def appended(head: int) -> None:
@@ -142,7 +144,8 @@ async def _start_parts(
         committed=metrics.committed,
     )
     head = lambda: committer.head.position  # noqa: E731
-    queries = Queries(settings.read_dsn or dsn, settings.ledger, follower=follower, head=head)
+    arrivals = None if follower is None else follower.arrivals
+    queries = Queries(settings.read_dsn or dsn, settings.ledger, arrivals=arrivals, head=head)
     await queries.open()
     stack.push_async_callback(queries.close)
     events.open()

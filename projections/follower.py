@@ -54,7 +54,15 @@ class Follower:
     An event that can't be applied stops it, right before that event; nothing is ever skipped.
     """
 
-    def __init__(self, dsn: str, ledger: str, *, poll_s: float = 0.1, batch_events: int = BATCH_EVENTS) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        ledger: str,
+        *,
+        poll_s: float = 0.1,
+        batch_events: int = BATCH_EVENTS,
+        arrivals: Arrivals | None = None,
+    ) -> None:
         self._dsn = dsn
         self._ledger = ledger
         self._poll_s = poll_s
@@ -68,7 +76,7 @@ class Follower:
         self._stopping = threading.Event()
         self._woken = threading.Event()
         self._log = log.bind(ledger=ledger)
-        self.arrivals: Final = Arrivals(on_wait=self._woken.set)
+        self.arrivals: Final = arrivals or Arrivals(on_wait=lambda _: self._woken.set())
         """Tells coroutines in this process when the checkpoint has passed a position."""
 
     @property
@@ -201,6 +209,7 @@ class Follower:
     def _rest(self, applied: int, took_s: float) -> None:
         """Wait until there may be something to do. Not after a full batch: there is more behind it."""
         if applied == 0:
+            self.arrivals.at_head()
             self._woken.wait(self._poll_s)
         elif applied < self._batch_events / 2 and took_s < PACE_S:
             self.arrivals.awaited.wait(PACE_S - took_s)

@@ -11,7 +11,6 @@ from projections import checkpoint
 from projections.arrivals import Arrivals
 from projections.connections import Connections
 from projections.errors import PositionAheadOfHead, ReadModelBehind, ReadModelStopped, ReadsUnavailable
-from projections.follower import Follower
 from projections.lag import Lag
 from projections.lookups import Found
 
@@ -30,16 +29,19 @@ Row = TypeVar("Row")
 class Freshness:
     """Repeats a read until it has seen a position, for as long as it may take.
 
-    With a follower in the same process a read that waits is told at once. Without, the checkpoint is polled while
+    With a follower of the server's own a read that waits is told at once. Without, the checkpoint is polled while
     somebody waits. Either way it is what the read itself saw that counts: it may come from a replica.
     """
 
-    def __init__(self, connections: Connections, follower: Follower | None, head: Callable[[], int]) -> None:
-        """`head` tells the last position known of elsewhere: on a replica that hangs, the log ends early as well."""
+    def __init__(self, connections: Connections, arrivals: Arrivals | None, head: Callable[[], int]) -> None:
+        """`arrivals` are told by a follower of this server's, if it has one.
+
+        `head` tells the last position known of elsewhere: on a replica that hangs, the log ends early as well.
+        """
         self._connections: Final = connections
-        self._polls: Final = follower is None
+        self._polls: Final = arrivals is None
         self._awaited = asyncio.Event()
-        self._arrivals: Final = Arrivals(on_wait=self._awaited.set) if follower is None else follower.arrivals
+        self._arrivals: Final = arrivals or Arrivals(on_wait=lambda _: self._awaited.set())
         self._watching: asyncio.Task[None] | None = None
         self._head: Final = head
         self.failure: str | None = "the read models have not been looked at yet"

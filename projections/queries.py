@@ -14,10 +14,10 @@ from ledger.v1 import account_pb2, payment_pb2, transfer_pb2
 from ledger.wire import moment
 from projections import balances, payments, transfers
 from projections.answers import account_message, balance_message, payment_message, transfer_message
+from projections.arrivals import Arrivals
 from projections.as_of import AsOf
 from projections.balances import Balance, KnownBalance, known_balance, require_representable
 from projections.connections import Connections, Rows
-from projections.follower import Follower
 from projections.freshness import Freshness
 from projections.lag import Lag
 from projections.lists import Lists
@@ -41,11 +41,11 @@ class Queries:
     """The queries of one ledger. All raise InvalidCommand for a malformed request, and what `Freshness.seen` raises."""
 
     def __init__(
-        self, dsn: str, ledger: str, *, follower: Follower | None = None, head: Callable[[], int] = lambda: 0
+        self, dsn: str, ledger: str, *, arrivals: Arrivals | None = None, head: Callable[[], int] = lambda: 0
     ) -> None:
-        """`head` tells the last position that is known of elsewhere in this process."""
+        """`arrivals` are told by a follower, `head` tells the last position that is known of elsewhere."""
         self._connections: Final = Connections(dsn, ledger)
-        self._freshness: Final = Freshness(self._connections, follower, head)
+        self._freshness: Final = Freshness(self._connections, arrivals, head)
         self._accounts: Final = Lookup(self._connections, balances.SQL.select_accounts, Balance._make)
         self._payments: Final = Lookup(self._connections, payments.SQL.select_payments, Payment._make)
         self._transfers: Final = Lookup(self._connections, transfers.SQL.select_transfers, Transfer._make)

@@ -25,7 +25,7 @@ class HeadWatch:
     def __init__(self, connections: Connections) -> None:
         self._connections: Final = connections
         self._awaited = asyncio.Event()
-        self._arrivals: Final = Arrivals(on_wait=self._awaited.set)
+        self._arrivals: Final = Arrivals(on_wait=lambda _: self._awaited.set())
         self._watching: asyncio.Task[None] | None = None
         self._draining = False
 

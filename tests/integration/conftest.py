@@ -383,7 +383,7 @@ def ask(dsn: str, ledger: str) -> Callable[..., Any]:
 
 @asynccontextmanager
 async def opened(dsn: str, ledger: str, follower: Follower | None) -> Any:
-    queries = Queries(dsn, ledger, follower=follower)
+    queries = Queries(dsn, ledger, arrivals=follower and follower.arrivals)
     await queries.open()
     try:
         yield queries

@@ -38,7 +38,7 @@ def ask_server(dsn: str, ledger: str) -> Ask:
 
     def run(test: Callable[[Any], Awaitable[Any]], *, at: str = dsn, follower: Follower | None = None) -> Any:
         async def main() -> Any:
-            queries = Queries(at, ledger, follower=follower)
+            queries = Queries(at, ledger, arrivals=follower and follower.arrivals)
             await queries.open()
             async with served(dsn, ledger, queries.streams) as channel:
                 answer = await test(AuditServiceStub(channel))  # type: ignore[no-untyped-call]

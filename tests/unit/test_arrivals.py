@@ -10,8 +10,8 @@ from projections.arrivals import Arrivals
 
 def test_a_position_that_has_come_is_not_waited_for() -> None:
     """And nobody is called for it."""
-    called: list[None] = []
-    arrivals = Arrivals(on_wait=lambda: called.append(None))
+    called: list[int] = []
+    arrivals = Arrivals(on_wait=called.append)
     arrivals.reached(7)
     asyncio.run(arrivals.wait_for(7))
     assert not called
@@ -20,7 +20,7 @@ def test_a_position_that_has_come_is_not_waited_for() -> None:
 
 def test_each_waits_for_its_own_position() -> None:
     """Reports come from another thread; only those whose position has come are told."""
-    arrivals = Arrivals(on_wait=lambda: None)
+    arrivals = Arrivals(on_wait=lambda _: None)
 
     async def main() -> None:
         first, second = (asyncio.create_task(arrivals.wait_for(position)) for position in (3, 5))
@@ -38,7 +38,7 @@ def test_each_waits_for_its_own_position() -> None:
 
 def test_whoever_gives_up_leaves_nothing_behind() -> None:
     """A position that never comes costs nothing once its waiter is gone."""
-    arrivals = Arrivals(on_wait=lambda: None)
+    arrivals = Arrivals(on_wait=lambda _: None)
 
     async def main() -> None:
         async with asyncio.timeout(0.01):
@@ -51,7 +51,7 @@ def test_whoever_gives_up_leaves_nothing_behind() -> None:
 
 def test_waiting_that_has_become_pointless_ends() -> None:
     """Everybody is let go, so that they can find out why."""
-    arrivals = Arrivals(on_wait=lambda: None)
+    arrivals = Arrivals(on_wait=lambda _: None)
 
     async def main() -> None:
         waits = [asyncio.create_task(arrivals.wait_for(position)) for position in (1, 2)]
@@ -65,7 +65,7 @@ def test_waiting_that_has_become_pointless_ends() -> None:
 
 def test_a_waiter_whose_loop_is_gone_does_no_harm() -> None:
     """As when a server ends while its follower still runs."""
-    arrivals = Arrivals(on_wait=lambda: None)
+    arrivals = Arrivals(on_wait=lambda _: None)
     loop = asyncio.new_event_loop()
     task = loop.create_task(arrivals.wait_for(1))
     loop.run_until_complete(asyncio.sleep(0))
