@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, Self, TypeAlias
 
 import grpc.aio
 
@@ -50,7 +48,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that was let in."""
+    """A call that may come in: it is inside while it is entered."""
 
     context: Context
     caller: Caller
@@ -58,6 +56,13 @@ class Call:
     """In seconds of the monotonic clock."""
 
     gate: Gate
+
+    def __enter__(self) -> Self:
+        self.gate.inside += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.gate.inside -= 1
 
     def require_still_known(self) -> None:
         """Raise Unauthenticated or CallersUnavailable if the caller would not be let in now: streams go on."""
@@ -78,7 +83,8 @@ class Gate:
         self._callers: Final = callers
         self._limits: Final = limits or Limits()
         self._rate: Final = rate
-        self._inside = 0
+        self.inside = 0
+        """How many calls are under way."""
 
     def identify(self, context: Context) -> Caller:
         """Who calls. Raises Unauthenticated or CallersUnavailable."""
@@ -86,25 +92,20 @@ class Gate:
             return ANYBODY
         return self._callers.caller(_token(context))
 
-    @contextmanager
-    def admit(self, rpc: str, context: Context, commands: int, *, is_stream: bool) -> Iterator[Call]:
-        """Let a call in, for as long as the block takes. `commands` are those in it, or 1 for a query.
+    def admit(self, rpc: str, context: Context, commands: int, *, is_stream: bool) -> Call:
+        """Let a call in, which is to be entered right then. `commands` are those in it, or 1 for a query.
 
         Raises Unauthenticated, CallersUnavailable, PermissionDenied, RateExceeded, TooManyCalls or DeadlinePassed.
         """
         caller = self.identify(context)
         require_permitted(caller, rpc)
-        if self._inside >= self._limits.calls_most:
-            raise TooManyCalls(calls=self._inside)
+        if self.inside >= self._limits.calls_most:
+            raise TooManyCalls(calls=self.inside)
         if self._rate is not None:
             self._rate.take(caller.name, commands)
         deadline = self._deadline(context.time_remaining(), is_stream=is_stream)
         DEADLINE.set(deadline)
-        self._inside += 1
-        try:
-            yield Call(context, caller, deadline, self)
-        finally:
-            self._inside -= 1
+        return Call(context, caller, deadline, self)
 
     def _deadline(self, remaining_s: float | None, *, is_stream: bool) -> float | None:
         if remaining_s is None:

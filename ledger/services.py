@@ -19,7 +19,6 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
-from structlog.contextvars import bind_contextvars
 
 from ledger.callers import Caller, PermissionDenied
 from ledger.card_numbers import has_card_number
@@ -28,6 +27,7 @@ from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
 from ledger.gate import Call, Context, Gate
 from ledger.grpc_server import Methods
+from ledger.log_output import CALL
 from ledger.metrics import ServerMetrics
 from ledger.outages import Internal
 from ledger.permissions import require_permitted
@@ -168,7 +168,7 @@ class Desk:
         """
         correlation_id = _correlation_id(call.context) or next(self._calls)
         ledger = request.ledger[:_NAME_SHOWN] or "main"
-        bind_contextvars(correlation_id=correlation_id, ledger=ledger, actor=call.caller.name)
+        CALL.set({"correlation_id": correlation_id, "ledger": ledger, "actor": call.caller.name})
         call.context.set_trailing_metadata(((CORRELATION_ID, correlation_id),))
         return correlation_id
 

@@ -23,8 +23,9 @@ EVENTS_PER_APPEND: Final = 2_000
 _KEPT_AFTER_CLIENTS: Final = EVENTS_PER_APPEND // 4
 """As much is appended for the ledger itself however much clients want: they must not put it off for ever."""
 
-_LINGER_S: Final = 0.002
-_LINGER_BELOW: Final = 64
+_LINGER_S_EACH: Final = 0.000_25
+_LINGER_MOST_S: Final = 0.005
+_LINGER_BELOW: Final = 128
 
 
 class Mode(Enum):
@@ -92,7 +93,7 @@ class Queue:
         self._batches: deque[Ticket] = deque()
         self._after_clients: deque[Ticket] = deque()
         self._changed = Condition()
-        self._busy = False
+        self._taken = 0
 
     def __len__(self) -> int:
         """How many commands wait."""
@@ -120,16 +121,17 @@ class Queue:
     def take(self, timeout_s: float) -> list[Chunk]:
         """About an append's worth of what waits, or nothing after `timeout_s`.
 
-        A lone caller is served at once. When others came while the last append was under way, a few more are waited
-        for: an append costs nearly the same for one as for many.
+        A lone caller is served at once. When others came while the last append was under way, more are waited for, the
+        longer the more there were: an append costs nearly the same for one as for many.
         """
         with self._changed:
             if not len(self):
                 self._changed.wait(timeout_s)
-            if self._busy and self._waiting < _LINGER_BELOW and not self._batches:
-                self._changed.wait_for(lambda: self._waiting >= _LINGER_BELOW, _LINGER_S)
+            if self._taken > 1 and self._waiting < _LINGER_BELOW and not self._batches:
+                linger_s = min(_LINGER_S_EACH * self._taken, _LINGER_MOST_S)
+                self._changed.wait_for(lambda: self._waiting >= _LINGER_BELOW, linger_s)
             chunks = list(self._chunks())
-            self._busy = len(chunks) > 1
+            self._taken = len(chunks)
             return chunks
 
     def clear(self) -> list[Ticket]:

@@ -26,6 +26,11 @@ BATCH_EVENTS: Final = 4_000
 PACE_S: Final = 0.02
 """While nobody waits, small batches begin at most this often: each costs milliseconds, however small it is."""
 
+REST: Final = 4
+"""While nobody waits, it rests so many times as long as it worked: what it takes, payments lack on a busy machine."""
+
+REST_MOST_S: Final = 0.1
+
 GIVE_WAY_MOST_S: Final = 0.3
 BACKOFF_LEAST_S: Final = 0.05
 BACKOFF_MOST_S: Final = 2.0
@@ -211,8 +216,8 @@ class Follower:
         if applied == 0:
             self.arrivals.at_head()
             self._woken.wait(self._poll_s)
-        elif applied < self._batch_events / 2 and took_s < PACE_S:
-            self.arrivals.awaited.wait(PACE_S - took_s)
+        elif applied < self._batch_events / 2:
+            self.arrivals.awaited.wait(min(max(PACE_S - took_s, REST * took_s), REST_MOST_S))
 
     def _give_way(self) -> None:
         """Somebody else follows as well: let them do it, longer with every race lost, unless somebody here waits."""

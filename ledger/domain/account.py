@@ -120,12 +120,11 @@ class Account(LedgerAggregate):
         )
         if declined:
             account, reason = declined
-            return Payment.born(
-                PaymentDeclined(decline_reason=reason, declined_account_id=account.account_id, **asked),
-                self._pending_events,  # type: ignore[arg-type]
-            )
+            decline = {"decline_reason": reason, "declined_account_id": account.account_id}
+            return Payment.born(PaymentDeclined.model_validate(asked | decline), self._pending_events)  # type: ignore[arg-type]
         expires_at = stamp.timestamp + (command.hold_for or HOLD_FOR_DEFAULT)
-        payment = Payment.born(PaymentAuthorized(expires_at=expires_at, **asked), self._pending_events)  # type: ignore[arg-type]
+        event = PaymentAuthorized.model_validate(asked | {"expires_at": expires_at})
+        payment = Payment.born(event, self._pending_events)  # type: ignore[arg-type]
         cause = Cause(kind=CauseKind.AUTHORIZATION, payment_id=command.payment_id)
         self.reserve(amount, cause, command.effective_at, stamp)
         return payment

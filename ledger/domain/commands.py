@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar, Final, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ledger.domain.errors import FieldViolation, InvalidCommand
 from ledger.domain.events import AccountKind, FreezeScope, TransferLeg
-from ledger.domain.ids import id_violation
-from ledger.domain.money import MAX_MINOR_UNITS, Money, UnknownCurrency, currency
+from ledger.domain.ids import ID_PATTERN, id_violation
+from ledger.domain.money import CURRENCIES, MAX_MINOR_UNITS, Money, UnknownCurrency, currency
 from ledger.domain.text import text_violation
 
 HOLD_FOR_DEFAULT: Final = timedelta(days=7)
@@ -47,16 +47,13 @@ def _id(text: str, path: str = "") -> str:
     return text
 
 
-def _well_formed_id(text: str) -> str:
-    return _id(text)
-
-
 def _code(code: str) -> str:
     return _currency(code)
 
 
 def _within(money: Money, least: int, path: str = "") -> Money:
-    _currency(money.currency_code, f"{path}currency_code")
+    if money.currency_code not in CURRENCIES:
+        _currency(money.currency_code, f"{path}currency_code")
     if not least <= money.minor_units <= MAX_MINOR_UNITS:
         raise _violation(f"{path}minor_units", f"must be {least} to 10^18, not {money.minor_units}")
     return money
@@ -110,7 +107,7 @@ def _legs(legs: tuple[TransferLeg, ...]) -> tuple[TransferLeg, ...]:
     return legs
 
 
-Id: TypeAlias = Annotated[str, AfterValidator(_well_formed_id)]
+Id: TypeAlias = Annotated[str, Field(pattern=f"^{ID_PATTERN}$")]
 CurrencyCode: TypeAlias = Annotated[str, AfterValidator(_code)]
 PositiveMoney: TypeAlias = Annotated[Money, AfterValidator(_positive)]
 Limit: TypeAlias = Annotated[Money, AfterValidator(_not_negative)]
@@ -153,7 +150,8 @@ class Command(BaseModel):
     def __init__(self, **fields: Any) -> None:
         """Raise InvalidCommand, with every field that is not as it must be, when one isn't."""
         try:
-            super().__init__(**fields)
+            # What BaseModel does; to pass the keywords on to it would cost as much as to validate three fields.
+            self.__pydantic_validator__.validate_python(fields, self_instance=self)
         except ValidationError as error:
             raise InvalidCommand(*(_as_violation(each) for each in error.errors(include_url=False))) from None
 
@@ -301,4 +299,6 @@ def _as_violation(error: Any) -> FieldViolation:
     if inner and not inner.startswith("["):
         inner = f".{inner}"
     message: str = error["msg"]
+    if error["type"] == "string_pattern_mismatch":
+        message = id_violation(error["input"]) or message
     return FieldViolation((path + inner).lstrip("."), message[:1].lower() + message[1:])

@@ -72,11 +72,9 @@ class Transfer(LedgerAggregate):
         declined = first_failing_leg(command, accounts)
         if declined:
             number, account_id, reason = declined
-            event = TransferDeclined(
-                decline_reason=reason, declined_account_id=account_id, declined_leg=number, **asked
-            )
-            return cls.born(event, pending)
-        transfer = cls.born(TransferPosted(**asked), pending)
+            decline = {"decline_reason": reason, "declined_account_id": account_id, "declined_leg": number}
+            return cls.born(TransferDeclined.model_validate(asked | decline), pending)
+        transfer = cls.born(TransferPosted.model_validate(asked), pending)
         for number, leg in enumerate(command.legs):
             cause = Cause(kind=CauseKind.TRANSFER, transfer_id=command.transfer_id, leg=number)
             amount, effective_at = leg.amount.minor_units, command.effective_at
