@@ -325,7 +325,7 @@ def demo() -> None:
 def prepare(dsn: str, ledger: str) -> list[int]:
     """Bring a ledger's schema up to date, its read models' tables included; return the migrations applied."""
     from ledger.postgres import connect
-    from projections import create_tables
+    from projections.read_models import create_tables
 
     applied = [each.number for each in migrate(dsn, ledger)]
     with connect(dsn, ledger, "ledger-migrate") as connection:

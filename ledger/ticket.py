@@ -94,6 +94,8 @@ class Queue:
         self._after_clients: deque[Ticket] = deque()
         self._changed = Condition()
         self._taken = 0
+        self._enough = 1
+        """With how many commands `take` is woken: a thread that is woken for each would cost more than it decides."""
 
     def __len__(self) -> int:
         """How many commands wait."""
@@ -111,7 +113,8 @@ class Queue:
                 raise QueueFull(waiting=self._waiting)
             self._waiting += len(ticket.commands)
             (self._singles if len(ticket.commands) == 1 else self._batches).append(ticket)
-            self._changed.notify()
+            if self._waiting >= self._enough or self._batches:
+                self._changed.notify()
 
     def interrupt(self) -> None:
         """Make `take` return, with nothing if nothing waits."""
@@ -129,7 +132,9 @@ class Queue:
                 self._changed.wait(timeout_s)
             if self._taken > 1 and self._waiting < _LINGER_BELOW and not self._batches:
                 linger_s = min(_LINGER_S_EACH * self._taken, _LINGER_MOST_S)
-                self._changed.wait_for(lambda: self._waiting >= _LINGER_BELOW, linger_s)
+                self._enough = _LINGER_BELOW
+                self._changed.wait(linger_s)
+                self._enough = 1
             chunks = list(self._chunks())
             self._taken = len(chunks)
             return chunks

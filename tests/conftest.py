@@ -1,6 +1,11 @@
-"""What all tests share: how Hypothesis runs."""
+"""What all tests share: how Hypothesis runs, and that programs are compiled once."""
+
+import os
 
 from hypothesis import settings
+
+# Tests start hundreds of programs. Where this is set, as in many containers, each would compile all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # No deadline: the first example pays for imports, and a busy machine is no failure.
 settings.register_profile("default", deadline=None)

@@ -153,7 +153,8 @@ class LedgerEvent(BaseModel, CanMutateAggregate[str]):
     to: the events of one command stand next to each other, and its debits equal its credits.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Each class is built once its fields are in order, and not before as well.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     originator_id: str = Field(exclude=True)
     originator_version: int = Field(exclude=True)

@@ -430,7 +430,9 @@ def test_read_models_that_are_too_far_behind_stop_reads_and_not_writes(
         client_of(address, ledger) as client,
         psycopg.connect(postgres.dsn, options=f"-c search_path=ledger_{ledger}") as holder,
     ):
-        client.do(opening("bank~", kind=ACCOUNT_KIND_EXTERNAL), opening("alice~"), opening("shop~"))
+        client.do(opening("bank~", kind=ACCOUNT_KIND_EXTERNAL), opening("alice~"))
+        opened = client(opening("shop~"))
+        assert client(GetAccountRequest(account_id="shop~", min_position=opened.position))
         eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
 
         holder.execute("SELECT FROM checkpoints FOR UPDATE")

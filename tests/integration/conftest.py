@@ -29,9 +29,9 @@ from ledger.embedded import EmbeddedPostgres
 from ledger.migrations import migrate
 from ledger.postgres import connect, schema_of
 from ledger.ticket import Result, Ticket
-from projections import create_tables
 from projections.follower import Follower
 from projections.queries import Queries
+from projections.read_models import create_tables
 
 # The words of the domain's own tests serve here as well.
 UNIT: Final = Path(__file__).parents[1] / "unit"

@@ -33,8 +33,8 @@ from ledger.migrations import SchemaError, require_migrated
 from ledger.postgres import Role, connect
 from ledger.postgres_programs import ProgramFailed, program
 from ledger.roles import SERVER_ROLES
-from projections import create_tables
 from projections.follower import Follower
+from projections.read_models import create_tables
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ from read_side import History, append_row, check_read_models
 
 from ledger.postgres import connect
 from ledger.upcasters import EventMapper
-from projections import create_tables
 from projections.batch import CannotApply, CannotFollow, LogHasGap
 from projections.follower import Follower
+from projections.read_models import create_tables
 
 
 @pytest.fixture

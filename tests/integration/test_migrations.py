@@ -16,7 +16,7 @@ from psycopg import sql
 from ledger.embedded import binaries
 from ledger.migrations import SchemaError, migrate, migrations, require_migrated
 from ledger.postgres import connect, schema_of
-from projections import create_tables
+from projections.read_models import create_tables
 
 RELEASED: Final = {
     1: "bd0b3412ec4bb6fa07a38fea82048c5290fc58829f2b0779b48e21bf6ccf4738",

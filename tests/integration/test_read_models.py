@@ -28,7 +28,6 @@ from ledger.v1.account_pb2 import GetAccountBalanceRequest, GetAccountRequest
 from ledger.v1.payment_pb2 import GetPaymentRequest
 from ledger.v1.transfer_pb2 import GetTransferRequest
 from ledger.wire import timestamp
-from projections import create_tables
 from projections.batch import CannotApply
 from projections.errors import (
     BalanceNotRepresentable,
@@ -39,6 +38,7 @@ from projections.errors import (
 )
 from projections.follower import Follower
 from projections.queries import Queries
+from projections.read_models import create_tables
 
 SEEDS: Final = (1, 2, 3)
 

@@ -24,7 +24,7 @@ from ledger.migrations import migrate, migrations, require_migrated
 from ledger.postgres import Role, connect, role_name, schema_of
 from ledger.roles import RIGHTS, SERVER_ROLES, RoleMissing, differences
 from ledger.writer import Head, Writer
-from projections import create_tables
+from projections.read_models import create_tables
 from projections.rebuild import Rebuild
 
 OPERATIONS: Final = Path(__file__).parents[2] / "docs" / "operations.md"

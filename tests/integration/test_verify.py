@@ -36,8 +36,8 @@ from ledger.domain.events import AccountKind
 from ledger.postgres import Role, connect
 from ledger.reader_roles import reader_dsn
 from ledger.ticket import Mode
-from projections import create_tables
 from projections.follower import Follower
+from projections.read_models import create_tables
 
 CASES: Final = int(os.environ.get("LEDGER_TEST_TAMPERINGS", "60"))
 """How many tamperings are tried; `make test-tamper` tries more."""

@@ -12,8 +12,8 @@ from read_side import History, catch_up, tables
 
 from ledger.postgres import connect
 from ledger.roles import RIGHTS, VIEWS
-from projections import create_tables
 from projections.follower import Follower
+from projections.read_models import create_tables
 
 PINNED: Final = Path(__file__).with_name("views_v1.txt")
 
