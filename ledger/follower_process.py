@@ -50,6 +50,8 @@ class FollowerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe_lock: Final = threading.Lock()
         """Held to write to the process and to close its pipe: the number of a closed one may be a connection's next."""
+        self._heard = False
+        """Whether the process has said anything yet."""
         self._stopping: Final = threading.Event()
         self._thread: Final = threading.Thread(target=self._keep, name=f"follower-{terms.ledger}", daemon=True)
         self.arrivals: Final = Arrivals(on_wait=self._ask_for)
@@ -62,6 +64,8 @@ class FollowerProcess:
         """Return when it has ended. A batch in hand is finished, or given up as a whole if that takes long."""
         self._stopping.set()
         self._hang_up()
+        if (process := self._process) is not None and not self._heard:
+            process.kill()  # It is still starting, and has nothing in hand.
         self._thread.join(3 * STOP_PATIENCE_S)
         if (process := self._process) is not None and self._thread.is_alive():
             process.kill()
@@ -94,13 +98,14 @@ class FollowerProcess:
         again_s = AGAIN_LEAST_S
         while not self._stopping.is_set():
             with self._started() as process:
-                self._process = process
+                self._process, self._heard = process, False
                 if self._stopping.is_set():
                     self._hang_up()
-                if self._listen(process):
-                    again_s = AGAIN_LEAST_S
+                self._listen(process)
                 self._hang_up()
                 code = process.wait()
+                if self._heard:
+                    again_s = AGAIN_LEAST_S
             if not self._stopping.is_set():
                 log.error("follower_ended", ledger=self._terms.ledger, code=code, again_in_s=again_s)
                 self._stopping.wait(again_s)
@@ -116,17 +121,15 @@ class FollowerProcess:
         os.set_blocking(process.stdin.fileno(), False)
         return process
 
-    def _listen(self, process: subprocess.Popen[bytes]) -> bool:
-        """Hear of arrivals until the process ends; whether there was one."""
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        """Hear of arrivals until the process ends."""
         assert process.stdout is not None
-        heard = False
         for line in process.stdout:
-            heard = True
+            self._heard = True
             if line.strip() == _STOPPED.encode():
                 self.arrivals.release()
             else:
                 self.arrivals.reached(int(line))
-        return heard
 
 
 # --- in the process --------------------------------------------------------------------------------------------------
