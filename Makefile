@@ -14,8 +14,8 @@ setup: .venv/.dev  ## Create .venv with everything that running, testing and bui
 demo: .venv/.runtime  ## Show the main job: a server, accounts, payments, and the numbers from two sides
 	@$(BIN)/ledger demo
 
-test: .venv/.dev  ## Run every test
-	$(BIN)/pytest -q
+test: .venv/.dev  ## Run every test, in two processes
+	$(BIN)/pytest -q -n 2 --dist worksteal
 
 test-laws: .venv/.dev  ## Drive a server through 2,000 random lives beside a model of what it must answer (an hour)
 	LAW_RUNS=2000 $(BIN)/pytest -q -s tests/laws
