@@ -17,6 +17,7 @@ from bench.programs import BenchFailed, asked, echo_server, run_ledger
 from bench.report import Round, Target
 from bench.stage import Bare, Book, Stage
 from bench.work import EUR, SHOP, customer
+from ledger import collector
 from ledger.audit.verify import verify
 from ledger.writer import Head, Writer
 from projections.follower import BATCH_EVENTS, Follower
@@ -237,6 +238,7 @@ _READ: Final = "SELECT * FROM events WHERE position > %s ORDER BY position LIMIT
 
 
 def catch_up(stage: Stage, rounds: int) -> Iterator[Round]:
+    collector.settle()  # as in `ledger follow`
     book = stage.book("bench")
     with book.server("--no-follower") as server:
         more = {"batch": stage.scaled(BATCH), "outstanding": 4}

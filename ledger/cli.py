@@ -78,7 +78,8 @@ def serve(
     data_dir: DataDir = None,
     ledger: LedgerName = None,
     follower: Annotated[
-        bool | None, typer.Option("--follower/--no-follower", help="Keep the read models too, in a process beside it.  \\[yes]")
+        bool | None,
+        typer.Option("--follower/--no-follower", help="Keep the read models too, in a process beside it.  \\[yes]"),
     ] = None,
 ) -> None:
     """Serve the ledger over gRPC until SIGTERM or Ctrl-C."""

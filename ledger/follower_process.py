@@ -20,7 +20,7 @@ from typing import Final
 
 import structlog
 
-from ledger import log_output
+from ledger import collector, log_output
 from projections.arrivals import Arrivals
 from projections.follower import STOP_PATIENCE_S, Follower
 
@@ -158,6 +158,7 @@ def main() -> None:
         signal.signal(each, signal.SIG_IGN)
     terms = Terms(**json.loads(sys.stdin.readline()))
     log_output.configure(terms.log_level, terms.log_format)
+    collector.settle()
     arrivals = _Reported(on_wait=lambda _: None)  # Nobody waits in this process.
     follower = Follower(terms.dsn, terms.ledger, arrivals=arrivals)
     follower.start()

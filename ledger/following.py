@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
+from ledger import collector
 from ledger.metrics import Metrics, Reading
 from ledger.migrations import require_migrated
 from ledger.postgres import Role
@@ -28,6 +29,7 @@ def run(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
     Raises FollowerStopped, and if it can't start SchemaError, RoleMissing, CannotServeMetrics or psycopg's errors.
     """
     require_migrated(dsn, settings.ledger, Role.PROJECTOR)
+    collector.settle()
     stopping = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stopping.set())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from ledger import collector
 from ledger.audit.keys import KeyFiles
 from ledger.audit.proofs import Proofs
 from ledger.audit.read_events import EventReader
@@ -80,10 +80,7 @@ def run(settings: Settings, dsn: str, ready: Callable[[str], None], timing: Timi
     require_migrated(dsn, settings.ledger, *SERVER_ROLES, callers=settings.tokens)
     require_durable(dsn, settings.ledger, told=settings.unsafe_durability)
     certificates = _certificates(settings)
-    # What is loaded by now stays; and what decisions make is freed by reference counts, so that the collector's
-    # passes over a memory full of aggregates would only cost (a third of the time of a decision, as it comes set).
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
+    collector.settle()
     uvloop.run(_serve(settings, dsn, certificates, ready, timing))
 
 
