@@ -23,6 +23,8 @@ from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
 CALLS_MOST: Final = 20
 REFUSED_CALLS: Final = int(os.environ.get("LEDGER_TEST_REFUSED_CALLS", "4000"))
 OUTSTANDING: Final = 100
+INSIDE_S: Final = 3_600
+"""Longer than all others take to be refused."""
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def test_more_calls_than_it_takes_are_refused_while_memory_stays_flat(narrow: Le
     process = psutil.Process(narrow.pid)
     with client_of(narrow, tag) as client:
         with turn_held(narrow.dsn(), narrow.ledger) as until_somebody_waits:
-            inside = [client.start(authorize(f"in{number}~")) for number in range(CALLS_MOST)]
+            inside = [client.start(authorize(f"in{number}~"), timeout=INSIDE_S) for number in range(CALLS_MOST)]
             until_somebody_waits()
             eventually(lambda: reason_of(client, GetAccountRequest(account_id="alice~")) == "TOO_MANY_CALLS")
             refuse(client, 3_000)  # Until what the collector of garbage lets lie about has its usual size.
