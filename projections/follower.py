@@ -27,9 +27,10 @@ PACE_S: Final = 0.02
 """While nobody waits, small batches begin at most this often: each costs milliseconds, however small it is."""
 
 REST: Final = 4
-"""While nobody waits, it rests so many times as long as it worked: what it takes, payments lack on a busy machine."""
+"""Where nobody has waited of late, it rests so many times as long as it worked: what it takes, payments lack."""
 
 REST_MOST_S: Final = 0.1
+LATELY_S: Final = 1.0
 
 GIVE_WAY_MOST_S: Final = 0.3
 BACKOFF_LEAST_S: Final = 0.05
@@ -76,6 +77,7 @@ class Follower:
         self._connection: Connection[Any] | None = None
         self._checkpoint: int | None = None
         self._races_lost = 0
+        self._awaited_at = 0.0
         self._failure: str | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -217,7 +219,11 @@ class Follower:
             self.arrivals.at_head()
             self._woken.wait(self._poll_s)
         elif applied < self._batch_events / 2:
-            self.arrivals.awaited.wait(min(max(PACE_S - took_s, REST * took_s), REST_MOST_S))
+            rest_s = max(PACE_S - took_s, 0.0)
+            if time.monotonic() > self._awaited_at + LATELY_S:
+                rest_s = min(max(rest_s, REST * took_s), REST_MOST_S)
+            if self.arrivals.awaited.wait(rest_s):
+                self._awaited_at = time.monotonic()
 
     def _give_way(self) -> None:
         """Somebody else follows as well: let them do it, longer with every race lost, unless somebody here waits."""
