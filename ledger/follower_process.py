@@ -97,27 +97,37 @@ class FollowerProcess:
     def _keep(self) -> None:
         again_s = AGAIN_LEAST_S
         while not self._stopping.is_set():
-            with self._started() as process:
-                self._process, self._heard = process, False
-                if self._stopping.is_set():
-                    self._hang_up()
-                self._listen(process)
-                self._hang_up()
-                code = process.wait()
-                if self._heard:
-                    again_s = AGAIN_LEAST_S
+            self._heard = False
+            try:
+                why = self._run()
+            except Exception as error:  # Whatever it is: a thread that just ended would be noticed by nobody.
+                why = f"{type(error).__name__}: {error}"
+            if self._heard:
+                again_s = AGAIN_LEAST_S
             if not self._stopping.is_set():
-                log.error("follower_ended", ledger=self._terms.ledger, code=code, again_in_s=again_s)
+                log.error("follower_ended", ledger=self._terms.ledger, why=why, again_in_s=again_s)
                 self._stopping.wait(again_s)
                 again_s = min(2 * again_s, AGAIN_MOST_S)
+
+    def _run(self) -> str:
+        """Run the process to its end, and tell which that was."""
+        with self._started() as process:
+            self._process = process
+            if self._stopping.is_set():
+                self._hang_up()
+            try:
+                self._listen(process)
+            finally:
+                self._hang_up()
+            return f"it exited with {process.wait()}"
 
     def _started(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-m", __name__]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # It has ended already: that is seen when it is listened to.
-            process.stdin.write(json.dumps(asdict(self._terms)).encode() + b"\n")
-            process.stdin.flush()
+            # Past the buffer: what stays in one would be written when the pipe is closed, and fail there.
+            os.write(process.stdin.fileno(), json.dumps(asdict(self._terms)).encode() + b"\n")
         os.set_blocking(process.stdin.fileno(), False)
         return process
 

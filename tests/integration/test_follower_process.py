@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -16,6 +17,7 @@ import pytest
 from checks import eventually
 from domain import open_account
 from read_side import History, append_row
+from structlog.testing import capture_logs
 
 from ledger.follower_process import FollowerProcess, Terms
 from ledger.postgres import connect
@@ -94,6 +96,23 @@ def test_it_is_started_again_when_it_dies(history: History, start: Callable[[], 
         child.wait()
         history.do(open_account(f"after-{number}"))
         arrives(follower, history.write())
+
+
+@pytest.mark.parametrize("script", [None, "#!/bin/sh\nexit 3\n"], ids=["no such program", "ends at once"])
+def test_it_is_tried_again_when_it_can_not_be_started(
+    history: History, start: Callable[[], FollowerProcess], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Any
+) -> None:
+    """For want of memory or of processes, say; also when it has gone before it could be told anything."""
+    program = tmp_path / "python"
+    if script:
+        program.write_text(script)
+        program.chmod(0o700)
+    with monkeypatch.context() as broken, capture_logs() as logs:
+        broken.setattr(sys, "executable", str(program))
+        follower = start()
+        eventually(lambda: len(logs) >= 2)
+    assert {each["event"] for each in logs} == {"follower_ended"}
+    arrives(follower, history.write())
 
 
 def test_stopping_leaves_no_process_behind(history: History, start: Callable[[], FollowerProcess]) -> None:

@@ -73,3 +73,36 @@ def test_a_waiter_whose_loop_is_gone_does_no_harm() -> None:
     loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
     loop.close()
     arrivals.reached(1)
+
+
+def test_what_is_asked_for_elsewhere_is_awaited_until_it_has_come() -> None:
+    """By nobody in this process; a position that has come already is not."""
+    arrivals = Arrivals(on_wait=lambda _: None)
+    arrivals.reached(3)
+    arrivals.ask_for(3)
+    assert not arrivals.awaited.is_set()
+    arrivals.ask_for(5)
+    arrivals.ask_for(4)
+    assert arrivals.awaited.is_set()
+    arrivals.reached(4)
+    assert arrivals.awaited.is_set()
+    arrivals.reached(5)
+    assert not arrivals.awaited.is_set()
+
+
+def test_what_is_asked_for_elsewhere_and_is_not_in_the_log_is_forgotten() -> None:
+    """Those who wait in this process are not: they are told when it comes, or give up."""
+    arrivals = Arrivals(on_wait=lambda _: None)
+    arrivals.ask_for(10**15)
+    arrivals.at_head()
+    assert not arrivals.awaited.is_set()
+
+    async def main() -> None:
+        waiting = asyncio.create_task(arrivals.wait_for(2))
+        await asyncio.sleep(0)
+        arrivals.at_head()
+        assert arrivals.awaited.is_set()
+        arrivals.reached(2)
+        await waiting
+
+    asyncio.run(main())
