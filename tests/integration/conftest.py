@@ -260,8 +260,9 @@ class ProcessDesk:
     def end(self) -> int:
         """Let it finish what waits, and return how many races it lost."""
         assert self._process.stdin is not None
+        ended = self._asked[-1]  # Before it is told: what has come is not kept.
         self._process.stdin.close()
-        (lost_races,) = self._asked[-1].result(ANSWERED_WITHIN_S)
+        (lost_races,) = ended.result(ANSWERED_WITHIN_S)
         return int(lost_races)
 
     def kill(self) -> None:
