@@ -40,8 +40,8 @@ class Freshness:
         """
         self._connections: Final = connections
         self._polls: Final = arrivals is None
-        self._awaited = asyncio.Event()
-        self._arrivals: Final = arrivals or Arrivals(on_wait=lambda _: self._awaited.set())
+        self._awaited = awaited = asyncio.Event()  # Arrivals know the event only: not this, or its task would last.
+        self._arrivals: Final = arrivals or Arrivals(on_wait=lambda _: awaited.set())
         self._watching: asyncio.Task[None] | None = None
         self._head: Final = head
         self.failure: str | None = "the read models have not been looked at yet"
@@ -59,6 +59,7 @@ class Freshness:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None  # With what ended it: a connection that was being made is let go of only then.
 
     async def seen(
         self, read: Callable[[], Awaitable[Found[Row]]], min_position: int, remaining_s: float | None

@@ -24,8 +24,8 @@ class HeadWatch:
 
     def __init__(self, connections: Connections) -> None:
         self._connections: Final = connections
-        self._awaited = asyncio.Event()
-        self._arrivals: Final = Arrivals(on_wait=lambda _: self._awaited.set())
+        self._awaited = awaited = asyncio.Event()  # Arrivals know the event only: not this, or its task would last.
+        self._arrivals: Final = Arrivals(on_wait=lambda _: awaited.set())
         self._watching: asyncio.Task[None] | None = None
         self._draining = False
 
@@ -36,6 +36,7 @@ class HeadWatch:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None  # With what ended it: a connection that was being made is let go of only then.
 
     def appended(self, head: int) -> None:
         """Say that the log has grown up to `head`; from any thread."""

@@ -51,9 +51,10 @@ def test_more_calls_than_it_takes_are_refused_while_memory_stays_flat(narrow: Le
             inside = [inside_of(client, number) for number in range(CALLS_MOST)]
             until_somebody_waits()
             eventually(lambda: is_full(client, inside))
-            refuse(client, 3_000)  # Until what the collector of garbage lets lie about has its usual size.
+            full = Refused(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", {"calls": str(CALLS_MOST)})
+            refuse(client, full, 3_000)  # Until what the collector of garbage lets lie about has its usual size.
             before = process.memory_info().rss
-            refuse(client, REFUSED_CALLS)
+            refuse(client, full, REFUSED_CALLS)
             grown = process.memory_info().rss - before
         assert [call.result().replayed for call in inside] == [False] * CALLS_MOST
         assert not client(authorize("after~")).replayed
@@ -82,16 +83,15 @@ def reason_of(client: Client, request: Any) -> str | None:
     return None
 
 
-def refuse(client: Client, calls: int) -> None:
-    """Have that many calls refused, many at a time: each with its reason and the pause, as the table says."""
-    full = Refused(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", {"calls": str(CALLS_MOST)})
+def refuse(client: Client, why: Refused, calls: int) -> None:
+    """Have that many calls refused, many at a time, each in the same way."""
     under_way: deque[Any] = deque()
     for number in range(calls):
         under_way.append(client.start(authorize(f"out{number}~")))
         if len(under_way) == OUTSTANDING or number == calls - 1:
             while under_way:
                 error = under_way.popleft().exception()
-                assert refused_by(error) == full
+                assert refused_by(error) == why
 
 
 def test_a_caller_who_asks_for_too_much_is_refused_and_later_is_not(tmp_path: Path, tag: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from random import Random
@@ -480,6 +481,29 @@ def test_a_call_that_is_cancelled_leaves_nothing_behind(
 
     read(look)
     assert "failed" not in "".join(capsys.readouterr())
+
+
+def test_a_reader_that_is_closed_while_it_connects_leaves_no_connection(
+    dsn: str, ledger: str, history: History
+) -> None:
+    """Not until the collector of garbage comes by, either: in a server that is seldom."""
+    history.write()
+
+    async def main() -> None:
+        await until_true(lambda: not sessions(dsn, CONNECTIONS))  # Those of the tests before take a moment to end.
+        for wait_s in (number * 0.000_5 for number in range(60)):
+            reader = EventReader(dsn, ledger)
+            reader.open()
+            await asyncio.sleep(wait_s)
+            await reader.close()
+        await until_true(lambda: not sessions(dsn, CONNECTIONS))
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_for_a_client_that_reads_slowly_nothing_is_made_in_advance(
