@@ -494,7 +494,7 @@ def test_a_clock_that_is_off_stops_writes_and_not_reads(postgres: EmbeddedPostgr
             eventually(lambda: health(client.channel, *WRITE) == {NOT_SERVING})
             assert answer(client, opening("bob~")).reason == "WRITES_STOPPED"
             assert health(client.channel, *READ) == {SERVING}
-            assert client(GetAccountRequest(account_id="alice~"))
+            assert client(GetAccountRequest(account_id="alice~", min_position=client.position))
             off_s.write_text("0")
             eventually(lambda: health(client.channel, *WRITE) == {SERVING})
         assert not client(opening("bob~")).replayed
