@@ -76,8 +76,8 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def deliver_in_thread(tickets: Sequence[Ticket]) -> None:
-    """Hand out results right in the committer's thread."""
+def hand_out(tickets: Sequence[Ticket]) -> None:
+    """Tell everybody what came of their commands."""
     for ticket in tickets:
         with suppress(InvalidStateError):  # whoever waited gave up
             ticket.waiter.set_result(ticket.results)
@@ -98,14 +98,13 @@ class Decided:
 
 
 class Committer:
-    """Decides and records for one ledger. `submit` from any thread; results are handed out by `deliver`."""
+    """Decides and records for one ledger. `submit` from any thread; waiters are told results in the committer's."""
 
     def __init__(
         self,
         dsn: str,
         ledger: str = "main",
         *,
-        deliver: Callable[[Sequence[Ticket]], None] = deliver_in_thread,
         appended: Callable[[int], None] = lambda _: None,
         clock: Callable[[], datetime] = utc_now,
         clock_off_most_s: float = CLOCK_OFF_S,
@@ -119,7 +118,7 @@ class Committer:
         """
         self._dsn, self._ledger = dsn, ledger
         self._clock, self._clock_off_most_s = clock, clock_off_most_s
-        self._deliver, self._appended, self._committed = deliver, appended, committed
+        self._appended, self._committed = appended, committed
         self._mapper = EventMapper()
         self._memory = Memory(self._mapper, memory_most)
         self._queue = Queue(queue_most)
@@ -236,9 +235,7 @@ class Committer:
     def _answer(self, chunks: Sequence[Chunk], results: Sequence[list[Result]]) -> None:
         for chunk, more in zip(chunks, results, strict=True):
             chunk.ticket.results += more
-        done = [chunk.ticket for chunk in chunks if chunk.ticket.is_done]
-        if done:
-            self._deliver(done)
+        hand_out([chunk.ticket for chunk in chunks if chunk.ticket.is_done])
 
     # --- deciding and recording --------------------------------------------------------------------------------------
 
@@ -499,8 +496,7 @@ class Committer:
         tickets = self._queue.clear()
         for ticket in tickets:
             ticket.results += [outage] * (len(ticket.commands) - len(ticket.results))
-        if tickets:
-            self._deliver(tickets)
+        hand_out(tickets)
 
 
 def require_balanced(events: Sequence[LedgerEvent]) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from time import monotonic
-from typing import Any, Final, Protocol, Self, TypeAlias
-
-import grpc.aio
+from typing import Final, Protocol
 
 from ledger.callers import ANYBODY, Caller, Unauthenticated
-from ledger.deadlines import DEADLINE
 from ledger.domain.errors import Refusal
+from ledger.grpc_server import Incoming, Metadata
 from ledger.limits import CALLS_MOST, DEADLINE_DEFAULT_S, DEADLINE_LEAST_S
 from ledger.outages import DeadlinePassed
 from ledger.permissions import require_permitted
 from ledger.rate_limit import RateLimit
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _SCHEME: Final = "bearer "
 
@@ -48,25 +45,22 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that may come in: it is inside while it is entered."""
+    """A call that was let in, and has its place until it leaves."""
 
-    context: Context
+    incoming: Incoming
     caller: Caller
     deadline: float | None
     """In seconds of the monotonic clock."""
 
     gate: Gate
 
-    def __enter__(self) -> Self:
-        self.gate.inside += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.gate.inside -= 1
+    def leave(self) -> None:
+        """Give the place back; to be done once."""
+        self.gate.give_back()
 
     def require_still_known(self) -> None:
         """Raise Unauthenticated or CallersUnavailable if the caller would not be let in now: streams go on."""
-        self.gate.identify(self.context)
+        self.gate.identify(self.incoming)
 
     @property
     def time_left_s(self) -> float | None:
@@ -74,7 +68,7 @@ class Call:
 
 
 class Gate:
-    """Lets calls in, one by one, and knows how many are inside."""
+    """Lets calls in, one by one in one thread, and knows how many are inside. They may leave from any thread."""
 
     def __init__(
         self, callers: KnowsCallers | None = None, limits: Limits | None = None, rate: RateLimit | None = None
@@ -83,29 +77,53 @@ class Gate:
         self._callers: Final = callers
         self._limits: Final = limits or Limits()
         self._rate: Final = rate
-        self.inside = 0
-        """How many calls are under way."""
+        self._lock: Final = Lock()
+        self._inside = 0
 
-    def identify(self, context: Context) -> Caller:
+    @property
+    def inside(self) -> int:
+        """How many calls are under way."""
+        return self._inside
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody is let in until somebody leaves."""
+        return self._inside >= self._limits.calls_most
+
+    def identify(self, incoming: Incoming) -> Caller:
         """Who calls. Raises Unauthenticated or CallersUnavailable."""
         if self._callers is None:
             return ANYBODY
-        return self._callers.caller(_token(context))
+        return self._callers.caller(_token(incoming.metadata))
 
-    def admit(self, rpc: str, context: Context, commands: int, *, is_stream: bool) -> Call:
-        """Let a call in, which is to be entered right then. `commands` are those in it, or 1 for a query.
+    def require_room(self, rpc: str, incoming: Incoming) -> Caller:
+        """Who calls, if there is room for them.
 
-        Raises Unauthenticated, CallersUnavailable, PermissionDenied, RateExceeded, TooManyCalls or DeadlinePassed.
+        Raises Unauthenticated, CallersUnavailable, PermissionDenied or TooManyCalls, in that order.
         """
-        caller = self.identify(context)
+        caller = self.identify(incoming)
         require_permitted(caller, rpc)
-        if self.inside >= self._limits.calls_most:
-            raise TooManyCalls(calls=self.inside)
+        if self.is_full:
+            raise TooManyCalls(calls=self._inside)
+        return caller
+
+    def admit(self, rpc: str, incoming: Incoming, commands: int, *, is_stream: bool) -> Call:
+        """Let a call in. `commands` are those in it, or 1 for a query.
+
+        Raises what `require_room` raises, RateExceeded or DeadlinePassed.
+        """
+        caller = self.require_room(rpc, incoming)
         if self._rate is not None:
             self._rate.take(caller.name, commands)
-        deadline = self._deadline(context.time_remaining(), is_stream=is_stream)
-        DEADLINE.set(deadline)
-        return Call(context, caller, deadline, self)
+        deadline = self._deadline(incoming.time_left_s, is_stream=is_stream)
+        with self._lock:
+            self._inside += 1
+        return Call(incoming, caller, deadline, self)
+
+    def give_back(self) -> None:
+        """One call is not inside any more."""
+        with self._lock:
+            self._inside -= 1
 
     def _deadline(self, remaining_s: float | None, *, is_stream: bool) -> float | None:
         if remaining_s is None:
@@ -115,9 +133,9 @@ class Gate:
         return monotonic() + remaining_s
 
 
-def _token(context: Context) -> str:
+def _token(metadata: Metadata) -> str:
     """The token that the call brings along. Raises Unauthenticated if there is none, or more than one."""
-    given = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    given = [value for key, value in metadata if key == "authorization"]
     if not given:
         raise Unauthenticated(why="there was none")
     if len(given) > 1:

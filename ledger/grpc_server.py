@@ -1,68 +1,196 @@
-"""gRPC's asyncio server, without the fault by which one call stops it for good.
+"""The gRPC server: one thread takes what gRPC's core has to tell, any thread may answer.
 
-The server of grpcio decodes the name of every method that it does not know as UTF-8, in the loop that takes calls. A
-name that isn't UTF-8 ends that loop: the port is closed, every client is cut off, and the process lives on. Anybody who
-can connect can send one. So every method that there is is registered with gRPC's core, which tells those apart by their
-bytes, and of what is left nothing is decoded: it gets its UNIMPLEMENTED unread.
+It is made of what `grpc.server` is made of, and goes without two things that come with it. A thread for each call, which
+would be held until the commit: here a call is an object that waits. And asyncio, in whose loop a call costs seven times
+as much (docs/performance.md), and more calls wait unseen than are let in, so that too many can't be refused.
 
-Seen in grpcio 1.85.1 (`AioServer._server_main_loop`), whose parts are used here; tests/fuzz tells when that changes.
+Those parts of grpcio, `grpc._cython.cygrpc`, are not promised to stay as they are: requirements/ pins 1.85.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
 
 import grpc
-from grpc._cython import cygrpc
-from grpc.aio import _server
+import structlog
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # it has no stubs
 
-Methods: TypeAlias = Mapping[str, Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]]
-"""By the full name of a service and the name of a method: its handler."""
+Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
+Take: TypeAlias = Callable[["Incoming", bytes | None], None]
+"""Takes a call with its first message, in the server's thread; None if it came without one, or with one too large."""
+
+Refuse: TypeAlias = Callable[["Incoming"], bool]
+"""Asked before anything of a call is read: whether it was ended right there."""
+
+_REQUESTED: Final = 64
+"""How many calls the core may hand out before it is asked for more; each that is taken is asked for anew."""
+
+_FOR_EVER_S: Final = 1e12
+"""The core has a call without a deadline end at the end of its times, which are of 64 bits."""
+
+_LEAVE_S: Final = 1.0
+"""How long calls that were cut off may take to be given up."""
+
+log = structlog.get_logger(__name__)
 
 
-def grpc_server(methods: Methods, options: Sequence[tuple[str, Any]]) -> Any:
-    """A `grpc.aio.Server` of these methods, that can be given more before it starts. Made in a running event loop."""
-    server = _Server(options)
-    for service, handlers in methods.items():
-        server.add_registered_method_handlers(service, dict(handlers))
-    return server
+class Incoming:
+    """A call: what came with it, and how it is read, written and ended, from any thread. To be ended once."""
+
+    __slots__ = ("_begun", "_call", "_deadline", "_watched", "metadata", "method")
+
+    def __init__(self, event: Any) -> None:
+        self._call: Final = event.call
+        self._deadline: Final[float] = event.call_details.deadline
+        self._begun = self._watched = False
+        self.method: Final[bytes] = event.call_details.method
+        """As it came: any bytes."""
+        self.metadata: Final[Metadata] = event.invocation_metadata
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Seconds until the client's deadline, not below zero; None if it has none."""
+        left_s = self._deadline - time.time()
+        return None if left_s > _FOR_EVER_S else max(left_s, 0.0)
+
+    def read(self, then: Callable[[bytes | None], None]) -> None:
+        """Have `then` called, in the server's thread, with the next message, or None when there is none any more."""
+        self._start((cygrpc.ReceiveMessageOperation(0),), lambda event: then(event.batch_operations[0].message()))
+
+    async def next_message(self) -> bytes | None:
+        """The same for a coroutine."""
+        loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+        self.read(lambda message: _resolve(loop, future, message))
+        message: bytes | None = await future
+        return message
+
+    async def write(self, message: bytes) -> None:
+        """Send one of many messages, and wait until there is room for the next. Cancelled if the client has gone."""
+        loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+        operations = (*self._beginning(), cygrpc.SendMessageOperation(message, 0))
+        self._start(operations, lambda event: _resolve(loop, future, event.success))
+        if not await future:
+            raise asyncio.CancelledError
+
+    def when_cut_off(self, then: Callable[[], object]) -> None:
+        """Have `then` called, in the server's thread, if the client cancels, goes away or has its deadline pass."""
+        self._watched = True
+
+        def closed(event: Any) -> None:
+            if event.batch_operations[0].cancelled():
+                then()
+
+        self._start((cygrpc.ReceiveCloseOnServerOperation(0),), closed)
+
+    def answer(self, message: bytes, trailing: Metadata = ()) -> None:
+        """End with OK and the only message."""
+        self._finish(cygrpc.SendMessageOperation(message, 0), code=0, words="", trailing=trailing)
+
+    def end(self, code: int, words: str = "", trailing: Metadata = ()) -> None:
+        """End with a status and no further message."""
+        self._finish(code=code, words=words, trailing=trailing)
+
+    def _finish(self, *message: Any, code: int, words: str, trailing: Metadata) -> None:
+        status = cygrpc.SendStatusFromServerOperation(trailing, code, words.encode(), 0)
+        closing = () if self._watched else (cygrpc.ReceiveCloseOnServerOperation(0),)
+        self._start((*self._beginning(), *message, status, *closing), _ignore)
+
+    def _beginning(self) -> tuple[Any, ...]:
+        if self._begun:
+            return ()
+        self._begun = True
+        return (cygrpc.SendInitialMetadataOperation((), 0),)
+
+    def _start(self, operations: tuple[Any, ...], then: Callable[[Any], None]) -> None:
+        error = self._call.start_server_batch(operations, then)
+        if error:
+            raise RuntimeError(f"gRPC's core does not take a step of {self.method!r}: error {error}")
 
 
-class _Server(_server.Server):
-    """As grpc.aio makes it, on the core below."""
+class GrpcServer:
+    """Serves rpcs by their full path, `/package.Service/Method`; of any other, nothing is read."""
 
-    def __init__(self, options: Sequence[tuple[str, Any]]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._server = _Core(self._loop, None, (), None, tuple(options), None)
+    def __init__(
+        self, rpcs: Mapping[str, Take], options: Sequence[tuple[str, Any]], refuse: Refuse | None = None
+    ) -> None:
+        """`refuse` is asked of every call to one of the rpcs."""
+        self._rpcs: Final = {path.encode(): take for path, take in rpcs.items()}
+        self._refuse: Final = refuse
+        self._server: Final = cygrpc.Server(tuple(options), False)
+        self._events: Final = cygrpc.CompletionQueue()
+        self._server.register_completion_queue(self._events)
+        self._thread: Final = threading.Thread(target=self._serve, name="grpc", daemon=True)
+        self._all_ended: Final = threading.Event()
 
+    def add_port(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Listen there as well; the port that it became. Raises RuntimeError if that can't be."""
+        arguments = () if credentials is None else (credentials._credentials,)  # type: ignore[attr-defined]
+        port: int = self._server.add_http2_port(address.encode(), *arguments)
+        if not port:
+            raise RuntimeError(f"can't listen on {address}")
+        return port
 
-class _Core(cygrpc.AioServer):  # type: ignore[misc]
-    """Takes calls of each method by a task of its own, and of all that are none by one more.
+    def start(self) -> None:
+        """Take calls from now on."""
+        self._server.start()
+        for _ in range(_REQUESTED):
+            self._request_call()
+        self._thread.start()
 
-    The loop that is passed by waits for all methods at once, which costs 200 us a call with thirty of them.
-    """
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls, give those under way `grace_s` to end, then cut them off."""
+        self._server.shutdown(self._events, lambda _: self._all_ended.set())
+        if not await asyncio.to_thread(self._all_ended.wait, grace_s):
+            self._server.cancel_all_calls()
+        if await asyncio.to_thread(self._all_ended.wait, _LEAVE_S):
+            self._server.destroy()
+            self._events.shutdown()
+            await asyncio.to_thread(self._thread.join)
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._handlers: dict[str, Any] = {}
-        self._answering = set[asyncio.Task[None]]()
+    # --- the thread --------------------------------------------------------------------------------------------------
 
-    def add_registered_method_handlers(self, handlers: dict[str, Any]) -> None:
-        super().add_registered_method_handlers(handlers)
-        self._handlers.update(handlers)
-
-    def _make_request_call_future(self, method: bytes | None) -> asyncio.Task[None]:
-        """What the loop waits for in place of the next call: it ends when the server stops, with an error."""
-        return asyncio.get_running_loop().create_task(self._take(method))
-
-    async def _take(self, method: bytes | None) -> None:
-        name, loop = (method or b"").decode(), asyncio.get_running_loop()
-        handlers = cygrpc._MethodResolver([], self._handlers)
+    def _serve(self) -> None:
         while True:
-            call = await (self._request_call() if method is None else self._request_registered_call(method))
-            answer = cygrpc._handle_rpc(name, handlers, (), call, loop, False)
-            answering = loop.create_task(cygrpc._schedule_rpc_coro(answer, call, loop, name))
-            self._answering.add(answering)
-            answering.add_done_callback(self._answering.discard)
+            event = self._events.poll()
+            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
+                return
+            try:
+                event.tag(event)
+            except Exception:
+                log.exception("grpc_step_failed")
+            # A call that is over must not be kept by what is left here while the next event is waited for.
+            del event
+
+    def _request_call(self) -> None:
+        self._server.request_call(self._events, self._events, self._called)
+
+    def _called(self, event: Any) -> None:
+        if not event.success:
+            return  # The server stops, and a call that was asked for will not come.
+        with suppress(ValueError):  # The server was told to stop just now.
+            self._request_call()
+        incoming = Incoming(event)
+        take = self._rpcs.get(incoming.method)
+        if take is None:
+            incoming.end(grpc.StatusCode.UNIMPLEMENTED.value[0], "Method not found!")
+        elif self._refuse is None or not self._refuse(incoming):
+            incoming.read(lambda message: take(incoming, message))
+
+
+def _resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], result: Any) -> None:
+    loop.call_soon_threadsafe(_settle, future, result)
+
+
+def _settle(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _ignore(_event: Any) -> None:
+    """What comes of the last step of a call: it is over, whether the client was still there to see it or not."""

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-import grpc
-import grpc.aio
 import structlog
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from ledger import collector
 from ledger.audit.keys import KeyFiles
@@ -27,16 +24,16 @@ from ledger.committer import CLOCK_OFF_S, Committer, utc_now
 from ledger.durability import require_durable
 from ledger.follower_process import FollowerProcess, Terms
 from ledger.gate import Gate, Limits
-from ledger.grpc_server import grpc_server
+from ledger.grpc_server import GrpcServer
 from ledger.metrics import ServerMetrics
 from ledger.migrations import require_migrated
 from ledger.parts import READ, WRITE, Parts, readings
 from ledger.rate_limit import RateLimit
-from ledger.reflection import Reflection
 from ledger.roles import SERVER_ROLES
 from ledger.scraping import metrics_served
-from ledger.services import SERVICES, Desk, Open, deliver_to, rpc_handlers
+from ledger.services import SERVICES, Desk, Open, refuser, rpcs
 from ledger.settings import Settings, split_address
+from ledger.standard_services import HEALTH, REFLECTION, HealthServicer, health_rpcs, reflection_rpcs
 from ledger.sweeper import SWEEP_EVERY_S, Sweeper
 from ledger.tls import Certificates, TlsFiles
 from ledger.tokens import TokenBook
@@ -45,8 +42,6 @@ from projections.queries import Queries
 GRACE_S: Final = 5.0
 _HEALTH_POLL_S: Final = 0.1
 _START_POLL_S: Final = 0.01
-
-_HealthServicer: Final[Any] = health.aio.HealthServicer  # type: ignore[attr-defined]  # the stubs lack it
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +95,7 @@ async def _serve(
         metrics = ServerMetrics()
         parts = await _start_parts(settings, dsn, timing, metrics, stack)
         gate = await _gate(settings, dsn, stack)
-        server, servicer, address = await _start_grpc(settings, parts, gate, certificates, metrics)
+        server, servicer, address = _start_grpc(settings, parts, gate, certificates, metrics)
         metrics.read_from(lambda: readings(parts))
         stack.enter_context(metrics_served(settings.metrics_listen, metrics.registry))
         for task in (asyncio.create_task(_watch(parts, servicer)), asyncio.create_task(parts.sweeper.run())):
@@ -118,7 +113,6 @@ async def _start_parts(
     settings: Settings, dsn: str, timing: Timing, metrics: ServerMetrics, stack: AsyncExitStack
 ) -> Parts:
     """Start what decides and what reads; on leaving the stack they end in the opposite order."""
-    loop = asyncio.get_running_loop()
     follower = None
     if settings.follower:
         follower = FollowerProcess(Terms(dsn, settings.ledger, settings.log_level, settings.log_format))
@@ -132,7 +126,6 @@ async def _start_parts(
     committer = Committer(
         dsn,
         settings.ledger,
-        deliver=deliver_to(loop),
         appended=appended,
         clock=timing.clock,
         clock_off_most_s=timing.clock_off_most_s,
@@ -173,9 +166,9 @@ async def _gate(settings: Settings, dsn: str, stack: AsyncExitStack) -> Gate:
     return Gate(book, limits, rate or None)
 
 
-async def _start_grpc(
+def _start_grpc(
     settings: Settings, parts: Parts, gate: Gate, certificates: Certificates | None, metrics: ServerMetrics
-) -> tuple[grpc.aio.Server, Any, str]:
+) -> tuple[GrpcServer, Any, str]:
     options = [
         # Without this a second server on the same port would start without a word and swallow connections.
         ("grpc.so_reuseport", 0),
@@ -184,24 +177,16 @@ async def _start_grpc(
     reads = {**parts.queries.by_rpc, **parts.proofs.by_rpc}
     streams = {**parts.queries.streams, "ReadEvents": parts.events.read_events}
     desk = Desk({settings.ledger: Open(parts.committer, reads, streams)})
-    server = grpc_server(rpc_handlers(desk, gate, metrics), options)
-    servicer = _HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    described = [
-        *(each.full_name for each in SERVICES),
-        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-        reflection.SERVICE_NAME,
-    ]
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(described, gate), server)
+    servicer = HealthServicer()
+    described = [*(each.full_name for each in SERVICES), HEALTH, REFLECTION]
+    served = {**rpcs(desk, gate, metrics), **health_rpcs(servicer), **reflection_rpcs(described, gate)}
+    server = GrpcServer(served, options, refuser(gate, metrics))
     _require_free(settings.listen)
     try:
-        if certificates is None:
-            port = server.add_insecure_port(settings.listen)
-        else:
-            port = server.add_secure_port(settings.listen, certificates.credentials())
+        port = server.add_port(settings.listen, None if certificates is None else certificates.credentials())
     except RuntimeError as error:
         raise CannotListen(f"can't listen on {settings.listen}") from error
-    await server.start()
+    server.start()
     host, _ = split_address(settings.listen)
     return server, servicer, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

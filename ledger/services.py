@@ -4,44 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any, Final, TypeAlias
 
-import grpc
-import grpc.aio
-import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
-from grpc import StatusCode
 
 from ledger.callers import Caller, PermissionDenied
-from ledger.card_numbers import has_card_number
 from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
-from ledger.gate import Call, Context, Gate
-from ledger.grpc_server import Methods
-from ledger.log_output import CALL
+from ledger.exchange import Ended, Exchange, correlation_id_of
+from ledger.gate import Gate
+from ledger.grpc_server import Incoming, Take
 from ledger.metrics import ServerMetrics
-from ledger.outages import Internal
 from ledger.permissions import require_permitted
 from ledger.replies import batch_response, response_to
 from ledger.requests import TO_COMMAND, batch_commands, command_of
-from ledger.status import code_of, status_of
 from ledger.ticket import Mode, Result, Ticket
 from ledger.v1 import account_pb2, audit_pb2, batch_pb2, payment_pb2, transfer_pb2
-
-CORRELATION_ID: Final = "x-correlation-id"
-_CORRELATION_ID: Final = re.compile(r"[!-~]{1,128}").fullmatch
-_TRACEPARENT: Final = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
-).fullmatch
 
 BATCH_MOST_COMMANDS: Final = 5_000
 ATOMIC_MOST_COMMANDS: Final = 2_000
@@ -50,8 +35,6 @@ BATCH_MOST_BYTES: Final = 3 * 2**20
 """The answer repeats what was asked and adds to it: from a larger request it would pass gRPC's usual 4 MiB."""
 
 _NAME_SHOWN: Final = 64
-
-log = structlog.get_logger(__name__)
 
 
 class LedgerNotFound(Refusal):
@@ -76,11 +59,26 @@ class Open:
     streams: Streams = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    """Waits for what comes of the commands of a ticket, and replies in the thread that tells it."""
+
+    exchange: Exchange
+    respond: Callable[[list[Result]], Message]
+
+    def set_result(self, results: list[Result], /) -> None:
+        self.exchange.run(lambda: self.exchange.reply(self.respond(results)))
+
+
 class Desk:
-    """Where requests are taken: finds their ledger, waits for what comes of them."""
+    """Where requests are taken: finds their ledger, and sees that what comes of them is told.
+
+    Commands are answered by the committer's thread, queries and streams in the event loop that this was made in.
+    """
 
     def __init__(self, ledgers: Mapping[str, Open]) -> None:
         self._ledgers = ledgers
+        self._loop = asyncio.get_running_loop()
         self._calls = map("{}-{:x}".format, itertools.repeat(secrets.token_hex(6)), itertools.count(1))
 
     def ledger(self, name: str, caller: Caller) -> Open:
@@ -92,48 +90,61 @@ class Desk:
             raise LedgerNotFound(ledger=name[:_NAME_SHOWN])
         return found
 
-    async def write(self, request: Any, call: Call) -> Any:
+    def write(self, request: Any, exchange: Exchange) -> None:
         """A single command."""
-        correlation_id = self._correlate(call, request)
-        ledger = self.ledger(request.ledger, call.caller)
-        ticket = Ticket([command_of(request)], _waiter(), correlation_id, call.caller.name, deadline=call.deadline)
-        (result,) = await self._submit(ledger, ticket)
-        if isinstance(result, Refusal):
-            raise result
-        return response_to(request, result)
+        ledger, correlation_id = self._ledger_of(request, exchange)
 
-    async def batch(self, request: batch_pb2.ExecuteBatchRequest, call: Call) -> batch_pb2.ExecuteBatchResponse:
+        def respond(results: list[Result]) -> Message:
+            (result,) = results
+            if isinstance(result, Refusal):
+                raise result
+            response: Message = response_to(request, result)
+            return response
+
+        call = exchange.admitted
+        commands, waiter = [command_of(request)], _Waiter(exchange, respond)
+        ledger.committer.submit(Ticket(commands, waiter, correlation_id, call.caller.name, deadline=call.deadline))
+
+    def batch(self, request: batch_pb2.ExecuteBatchRequest, exchange: Exchange) -> None:
         """Many commands. One that the caller may not give ends an ATOMIC batch, else it is refused in its place."""
-        correlation_id = self._correlate(call, request)
-        ledger = self.ledger(request.ledger, call.caller)
-        mode = _mode(request)
+        ledger, correlation_id = self._ledger_of(request, exchange)
+        call, mode = exchange.admitted, _mode(request)
         _check_size(request, mode)
         commands = _commands(request, call.caller)
         sound = [each for each in commands if isinstance(each, Command)]
         if mode is Mode.ATOMIC and len(sound) < len(commands):
-            return batch_response(request, _aborted(commands))
-        done: Sequence[Result] = []
-        if sound:
-            ticket = Ticket(
-                sound,
-                _waiter(),
-                correlation_id,
-                call.caller.name,
-                mode=mode,
-                validate_only=request.validate_only,
-                deadline=call.deadline,
-            )
-            done = await self._submit(ledger, ticket)
-        results = iter(done)
-        return batch_response(request, [each if isinstance(each, Refusal) else next(results) for each in commands])
+            exchange.reply(batch_response(request, _aborted(commands)))
+            return
+
+        def respond(results: list[Result]) -> Message:
+            done = iter(results)
+            return batch_response(request, [each if isinstance(each, Refusal) else next(done) for each in commands])
+
+        if not sound:
+            exchange.reply(respond([]))
+            return
+        ticket = Ticket(
+            sound,
+            _Waiter(exchange, respond),
+            correlation_id,
+            call.caller.name,
+            mode=mode,
+            validate_only=request.validate_only,
+            deadline=call.deadline,
+        )
+        ledger.committer.submit(ticket)
 
     def reader(self, name: str) -> Handler:
         """The handler of the query of an rpc."""
 
-        async def read(request: Any, call: Call) -> Any:
-            self._correlate(call, request)
-            query = self.ledger(request.ledger, call.caller).reads[name]
-            return await query(request, call.time_left_s)
+        def read(request: Any, exchange: Exchange) -> None:
+            ledger, _ = self._ledger_of(request, exchange)
+            query = ledger.reads[name]
+
+            async def work() -> None:
+                exchange.reply(await query(request, exchange.admitted.time_left_s))
+
+            exchange.go_on(self._loop, work)
 
         return read
 
@@ -143,65 +154,29 @@ class Desk:
         A client that reads slowly is waited for, and what it has not read yet is not made: that costs no memory.
         """
 
-        async def stream(request: Any, call: Call) -> None:
-            self._correlate(call, request)
-            begin = self.ledger(request.ledger, call.caller).streams[name]
-            # However the call ends, what the stream holds is given back right then, not when it is collected.
-            async with aclosing(begin(request, call.time_left_s)) as responses:
-                async for response in responses:
-                    call.require_still_known()
-                    await _write(call.context, response)
+        def stream(request: Any, exchange: Exchange) -> None:
+            ledger, _ = self._ledger_of(request, exchange)
+            begin = ledger.streams[name]
+
+            async def work() -> None:
+                call = exchange.admitted
+                # However the call ends, what the stream holds is given back right then, not when it is collected.
+                async with aclosing(begin(request, call.time_left_s)) as responses:
+                    async for response in responses:
+                        call.require_still_known()
+                        await call.incoming.write(response.SerializeToString())
+                exchange.complete()
+
+            exchange.go_on(self._loop, work)
 
         return stream
 
-    async def _submit(self, ledger: Open, ticket: Ticket) -> Sequence[Result]:
-        ledger.committer.submit(ticket)
-        waiter = ticket.waiter
-        assert isinstance(waiter, asyncio.Future)
-        results: list[Result] = await waiter
-        return results
-
-    def _correlate(self, call: Call, request: Any) -> str:
-        """The request's name on every event that comes of it: the caller's, or one of ours; the caller is told.
-
-        What is logged while it is answered bears it as well.
-        """
-        correlation_id = _correlation_id(call.context) or next(self._calls)
-        ledger = request.ledger[:_NAME_SHOWN] or "main"
-        CALL.set({"correlation_id": correlation_id, "ledger": ledger, "actor": call.caller.name})
-        call.context.set_trailing_metadata(((CORRELATION_ID, correlation_id),))
-        return correlation_id
-
-
-def _waiter() -> asyncio.Future[list[Result]]:
-    return asyncio.get_running_loop().create_future()
-
-
-def deliver_to(loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Ticket]], None]:
-    """How a committer hands results to futures of an event loop: all of one append in one call."""
-
-    def resolve(tickets: Sequence[Ticket]) -> None:
-        for ticket in tickets:
-            waiter = ticket.waiter
-            assert isinstance(waiter, asyncio.Future)
-            if not waiter.done():
-                waiter.set_result(ticket.results)
-
-    def deliver(tickets: Sequence[Ticket]) -> None:
-        loop.call_soon_threadsafe(resolve, tickets)
-
-    return deliver
-
-
-def _correlation_id(context: Context) -> str | None:
-    """The caller's name for the request: its x-correlation-id, else the trace id of its traceparent (W3C)."""
-    trace_id = None
-    for key, value in context.invocation_metadata() or ():
-        if key == CORRELATION_ID and isinstance(value, str) and _CORRELATION_ID(value) and not has_card_number(value):
-            return value
-        if key == "traceparent" and (found := _TRACEPARENT(str(value))):
-            trace_id = found[1]
-    return trace_id
+    def _ledger_of(self, request: Any, exchange: Exchange) -> tuple[Open, str]:
+        """The request's ledger, and its name on every event that comes of it: the caller's, or one of ours."""
+        call = exchange.admitted
+        correlation_id = correlation_id_of(call.incoming.metadata) or next(self._calls)
+        exchange.name(correlation_id, request.ledger[:_NAME_SHOWN] or "main")
+        return self.ledger(request.ledger, call.caller), correlation_id
 
 
 def _mode(request: batch_pb2.ExecuteBatchRequest) -> Mode:
@@ -264,112 +239,79 @@ _RPC_OF: Final[dict[str, str]] = {
 }
 """By the name that a command has in a batch, the rpc that takes it alone."""
 
-Handler: TypeAlias = Callable[[Any, Call], Awaitable[Any]]
-"""What answers a request that was let in."""
-
-Answer: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
-"""What gRPC calls."""
+Handler: TypeAlias = Callable[[Any, Exchange], None]
+"""What answers a request that was let in, in whichever thread and moment."""
 
 
-def rpc_handlers(desk: Desk, gate: Gate, metrics: ServerMetrics) -> Methods:
-    """A handler for every rpc of the contract, behind the gate."""
+def rpcs(desk: Desk, gate: Gate, metrics: ServerMetrics) -> dict[str, Take]:
+    """What takes the calls of every rpc of the contract, by its path."""
     return {
-        service.full_name: {method.name: _rpc_handler(desk, gate, method, metrics) for method in service.methods}
+        f"/{service.full_name}/{method.name}": _taker(desk, gate, method, metrics.of_rpc(method.name))
         for service in SERVICES
+        for method in service.methods
     }
 
 
-def _rpc_handler(
-    desk: Desk, gate: Gate, method: MethodDescriptor, metrics: ServerMetrics
-) -> grpc.RpcMethodHandler[Any, Any]:
-    request_class = GetMessageClass(method.input_type)
-    serialize = GetMessageClass(method.output_type).SerializeToString
-    if method.server_streaming:
-        streamer = _measured(_guarded(desk.streamer(method.name), gate, method), method.name, metrics)
-        return grpc.unary_stream_rpc_method_handler(streamer, _parser(request_class), serialize)
-    handler = _measured(_guarded(_handler(desk, method.name, request_class), gate, method), method.name, metrics)
-    return grpc.unary_unary_rpc_method_handler(handler, _parser(request_class), serialize)
+def refuser(gate: Gate, metrics: ServerMetrics) -> Callable[[Incoming], bool]:
+    """What refuses calls of the contract before they are read, while there is no room: that costs a third."""
+    names = {
+        f"/{service.full_name}/{method.name}".encode(): method.name
+        for service in SERVICES
+        for method in service.methods
+    }
+    ended = {name: metrics.of_rpc(name) for name in names.values()}
 
-
-def _parser(request_class: type[Message]) -> Callable[[bytes], Message | None]:
-    """Bytes to a request, or None where gRPC would answer an exception with its text."""
-
-    def parse(data: bytes) -> Message | None:
+    def refuse(incoming: Incoming) -> bool:
+        if not gate.is_full or incoming.method not in names:
+            return False
+        rpc = names[incoming.method]
+        exchange = Exchange(rpc, incoming, ended[rpc])
         try:
-            return request_class.FromString(data)
-        except DecodeError:
-            return None
+            gate.require_room(rpc, incoming)
+        except Refusal as refusal:
+            exchange.refuse(refusal)
+            return True
+        return False  # Somebody has left in this moment.
 
-    return parse
+    return refuse
 
 
-def _handler(desk: Desk, name: str, request_class: type[Message]) -> Handler:
+def _taker(desk: Desk, gate: Gate, method: MethodDescriptor, ended: Ended) -> Take:
+    request_class = GetMessageClass(method.input_type)
+    is_batch = request_class is batch_pb2.ExecuteBatchRequest
+    handler = _handler(desk, method, request_class)
+
+    def take(incoming: Incoming, data: bytes | None) -> None:
+        exchange = Exchange(method.name, incoming, ended)
+
+        def begin() -> None:
+            request = _parsed(request_class, data)
+            commands = len(request.commands) if is_batch and request is not None else 1
+            exchange.call = gate.admit(method.name, incoming, commands, is_stream=method.server_streaming)
+            if request is None:
+                raise InvalidCommand(FieldViolation("", "the bytes are not the request of this rpc"))
+            handler(request, exchange)
+
+        exchange.run(begin)
+
+    return take
+
+
+def _parsed(request_class: type[Message], data: bytes | None) -> Any:
+    """The request, or None if the bytes are none."""
+    if data is None:
+        return None
+    try:
+        return request_class.FromString(data)
+    except DecodeError:
+        return None
+
+
+def _handler(desk: Desk, method: MethodDescriptor, request_class: type[Message]) -> Handler:
+    if method.server_streaming:
+        return desk.streamer(method.name)
     if request_class in TO_COMMAND:
         return desk.write
     if request_class is batch_pb2.ExecuteBatchRequest:
         return desk.batch
-    return desk.reader(name)
-
-
-def _measured(handler: Answer, rpc: str, metrics: ServerMetrics) -> Answer:
-    """The handler, and it is noted with which code each call ended, and how long it took."""
-    ended = metrics.of_rpc(rpc)
-
-    async def measured(request: Any, context: Context) -> Any:
-        began = perf_counter()
-        code: Any = StatusCode.OK  # The stubs take gRPC's for numbers.
-        answer = handler(request, context)
-        del request  # See `guarded`: nothing else may keep it.
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            code = StatusCode.CANCELLED
-            raise
-        except BaseException:
-            code = context.code() or StatusCode.UNKNOWN
-            raise
-        finally:
-            took_s = perf_counter() - began
-            ended(code, took_s)
-            log.debug("call_ended", rpc=rpc, code=code.name, took_s=round(took_s, 6))
-
-    return measured
-
-
-def _guarded(handler: Handler, gate: Gate, method: MethodDescriptor) -> Answer:
-    """The handler behind the gate, exceptions mapped: refusals to their status, others to INTERNAL without a word."""
-    is_batch = method.input_type is batch_pb2.ExecuteBatchRequest.DESCRIPTOR
-
-    async def guarded(request: Any, context: Context) -> Any:
-        try:
-            commands = len(request.commands) if is_batch and request is not None else 1
-            with gate.admit(method.name, context, commands, is_stream=method.server_streaming) as call:
-                if request is None:
-                    raise InvalidCommand(FieldViolation("", "the bytes are not the request of this rpc"))
-                return await handler(request, call)
-        except Refusal as refusal:
-            end = ending(context, refusal)
-        except Exception:
-            log.exception("call_failed", request=type(request).__name__)
-            end = ending(context, Internal())
-        # The exception by which gRPC aborts leads to itself, by way of the context and of this frame: what they hold
-        # stays until the collector comes by, which is seldom. A thousand large requests were more than a gigabyte.
-        del request
-        return await context.abort(*end)
-
-    return guarded
-
-
-async def _write(context: Context, response: Message) -> None:
-    try:
-        await context.write(response)
-    except grpc.aio.InternalError:
-        # The client has gone while it was written to. gRPC says so in either of two ways; this is the other one.
-        raise asyncio.CancelledError from None
-
-
-def ending(context: Context, refusal: Refusal) -> tuple[StatusCode, str, tuple[Any, ...]]:
-    """How a call ends that is refused: its status, in words, and with all details. For `context.abort`."""
-    status = status_of(refusal)
-    details = (("grpc-status-details-bin", status.SerializeToString()),)
-    return code_of(refusal), status.message, (*(context.trailing_metadata() or ()), *details)
+    return desk.reader(method.name)

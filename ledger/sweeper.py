@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from datetime import datetime
 from typing import Final
 
@@ -70,10 +71,10 @@ class Sweeper:
         due = await self._due()
         if not due:
             return 0
-        waiter: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        waiter: Future[list[Result]] = Future()
         commands = [ExpireAuthorization(payment_id=each) for each in due]
         self._committer.submit(Ticket(commands, waiter, "sweeper", actor="sweeper", after_clients=True))
-        results = await waiter
+        results = await asyncio.wrap_future(waiter)
         self._settled.update(each for each, result in zip(due, results, strict=True) if _is_settled(result))
         swept = sum(1 for each in results if isinstance(each, Outcome) and not each.replayed)
         if swept:

@@ -39,7 +39,7 @@ class Mode(Enum):
 
 
 class Waiter(Protocol):
-    """Who waits for the results: a future, of asyncio or of threads."""
+    """Who waits for the results, and is told them in the committer's thread, to which nothing is to be raised."""
 
     def set_result(self, results: list[Result], /) -> None: ...
 

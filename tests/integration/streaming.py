@@ -13,9 +13,9 @@ from google.rpc.status_pb2 import Status
 
 from ledger.committer import Committer
 from ledger.gate import Gate
-from ledger.grpc_server import grpc_server
+from ledger.grpc_server import GrpcServer
 from ledger.metrics import ServerMetrics
-from ledger.services import Desk, Open, rpc_handlers
+from ledger.services import Desk, Open, rpcs
 
 ANSWERED_WITHIN_S: Final = 30.0
 
@@ -24,9 +24,9 @@ ANSWERED_WITHIN_S: Final = 30.0
 async def served(dsn: str, ledger: str, streams: Mapping[str, Any]) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server with these streams, and with a committer that is never started."""
     desk = Desk({"main": Open(Committer(dsn, ledger), {}, streams)})
-    server = grpc_server(rpc_handlers(desk, Gate(), ServerMetrics()), [])
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    server = GrpcServer(rpcs(desk, Gate(), ServerMetrics()), [])
+    port = server.add_port("127.0.0.1:0")
+    server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield channel

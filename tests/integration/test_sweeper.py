@@ -16,7 +16,6 @@ from read_side import catch_up
 
 from ledger.committer import utc_now
 from ledger.domain.events import AccountKind
-from ledger.services import deliver_to
 from ledger.sweeper import SWEEP_MOST, Sweeper
 from ledger.ticket import Mode
 from projections.follower import Follower
@@ -38,8 +37,7 @@ HAPPENS_WITHIN_S: Final = 60.0
 @asynccontextmanager
 async def sweeping(serve: Serve, queries: Queries, sweepers: int = 1) -> AsyncIterator[None]:
     """Sweepers at work, each with a committer of its own."""
-    loop = asyncio.get_running_loop()
-    desks = [serve(deliver=deliver_to(loop)) for _ in range(sweepers)]
+    desks = [serve() for _ in range(sweepers)]
     tasks = [asyncio.create_task(Sweeper(desk.committer, queries.expired_payments).run()) for desk in desks]
     yield
     for task in tasks:
