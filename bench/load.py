@@ -24,6 +24,7 @@ from bench.frames import request_block
 from bench.work import Call, of_ledger
 from ledger.v1.batch_pb2 import ExecuteBatchResponse
 
+CANCELLED: Final = 1
 RESOURCE_EXHAUSTED: Final = 8
 _TICK_S: Final = 0.001
 _GATHER_S: Final = 0.002
@@ -54,7 +55,7 @@ class Job:
     rate: float = 0.0
     """Calls per second of an open loop; 0 for a closed one, in which every reply makes the next call."""
     refusals: bool = False
-    """Whether RESOURCE_EXHAUSTED is an answer that counts, and not an error."""
+    """Whether RESOURCE_EXHAUSTED is an answer that counts, and CANCELLED (of gRPC itself), and not an error."""
     programs: dict[str, list[int]] = field(default_factory=dict)
     """Process ids by group, whose CPU seconds are wanted."""
 
@@ -69,10 +70,14 @@ class Result:
     errors: int
     error_texts: list[str]
     refused: int
+    """With RESOURCE_EXHAUSTED, and its details."""
+    cut_off: int
+    """With CANCELLED, before the server has seen the call."""
     p50_ms: float
     p99_ms: float
     most_ms: float
     refused_p99_ms: float
+    """Of both kinds."""
     client_cpu_us: float
     """Of this process, per call."""
     cpu_s: dict[str, float]
@@ -118,6 +123,7 @@ class Load:
         self._answered = [0] * len(connections)
         self.took: list[float] = []
         self.took_refused: list[float] = []
+        self.took_cut_off: list[float] = []
         self.errors: Counter[str] = Counter()
         self.commands = 0
         self.last_body = b""
@@ -172,6 +178,8 @@ class Load:
                 self.last_body = reply.body
         elif reply.status == RESOURCE_EXHAUSTED and self._job.refusals:
             self.took_refused.append(took)
+        elif reply.status == CANCELLED and self._job.refusals:
+            self.took_cut_off.append(took)
         else:
             self.errors[f"status {reply.status}: {reply.text}"] += 1
         self._answered[place] += 1
@@ -240,10 +248,11 @@ async def run(job: Job) -> Result:
         errors=sum(load.errors.values()),
         error_texts=[text for text, _ in load.errors.most_common(3)],
         refused=len(load.took_refused),
+        cut_off=len(load.took_cut_off),
         p50_ms=_percentile(load.took, 0.5),
         p99_ms=_percentile(load.took, 0.99),
         most_ms=_percentile(load.took, 1.0),
-        refused_p99_ms=_percentile(load.took_refused, 0.99),
+        refused_p99_ms=_percentile(load.took_refused + load.took_cut_off, 0.99),
         client_cpu_us=own / max(1, len(calls)) * 1e6,
         cpu_s={name: after[name] - before[name] for name in after} | {"client": own},
         by_target=load.by_target(),

@@ -111,7 +111,7 @@ class Exchange:
     def refuse(self, refusal: Refusal) -> None:
         """End it with the status of a refusal, and all details."""
         self._over(code_of(refusal))
-        refuse(self.incoming, refusal, self._trailing)
+        self.incoming.end(*ending(refusal, self._trailing))
 
     def _fail(self, error: Exception) -> None:
         if isinstance(error, Refusal):
@@ -128,10 +128,10 @@ class Exchange:
         log.debug("call_ended", rpc=self.rpc, code=code.name, took_s=round(took_s, 6))
 
 
-def refuse(incoming: Incoming, refusal: Refusal, trailing: Metadata = ()) -> None:
-    """End a call with the status of a refusal, and all details."""
+def ending(refusal: Refusal, trailing: Metadata = ()) -> tuple[int, str, Metadata]:
+    """How a call ends that is refused, for `Incoming.end`: its status, in words, and with all details."""
     status = status_of(refusal)
-    incoming.end(status.code, status.message, (*trailing, ("grpc-status-details-bin", status.SerializeToString())))
+    return status.code, status.message, (*trailing, ("grpc-status-details-bin", status.SerializeToString()))
 
 
 def correlation_id_of(metadata: Metadata) -> str | None:

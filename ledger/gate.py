@@ -77,6 +77,9 @@ class Gate:
         self._callers: Final = callers
         self._limits: Final = limits or Limits()
         self._rate: Final = rate
+        self.full: Final = TooManyCalls(calls=self._limits.calls_most)
+        """Why nobody is let in while there is no room."""
+
         self._lock: Final = Lock()
         self._inside = 0
 
@@ -96,23 +99,15 @@ class Gate:
             return ANYBODY
         return self._callers.caller(_token(incoming.metadata))
 
-    def require_room(self, rpc: str, incoming: Incoming) -> Caller:
-        """Who calls, if there is room for them.
+    def admit(self, rpc: str, incoming: Incoming, commands: int, *, is_stream: bool) -> Call:
+        """Let a call in. `commands` are those in it, or 1 for a query.
 
-        Raises Unauthenticated, CallersUnavailable, PermissionDenied or TooManyCalls, in that order.
+        Raises Unauthenticated, CallersUnavailable, PermissionDenied, TooManyCalls, RateExceeded or DeadlinePassed.
         """
         caller = self.identify(incoming)
         require_permitted(caller, rpc)
         if self.is_full:
-            raise TooManyCalls(calls=self._inside)
-        return caller
-
-    def admit(self, rpc: str, incoming: Incoming, commands: int, *, is_stream: bool) -> Call:
-        """Let a call in. `commands` are those in it, or 1 for a query.
-
-        Raises what `require_room` raises, RateExceeded or DeadlinePassed.
-        """
-        caller = self.require_room(rpc, incoming)
+            raise TooManyCalls(**self.full.details)
         if self._rate is not None:
             self._rate.take(caller.name, commands)
         deadline = self._deadline(incoming.time_left_s, is_stream=is_stream)

@@ -40,6 +40,7 @@ from ledger.tokens import TokenBook
 from projections.queries import Queries
 
 GRACE_S: Final = 5.0
+PENDING_MOST: Final = 1_000
 _HEALTH_POLL_S: Final = 0.1
 _START_POLL_S: Final = 0.01
 
@@ -173,6 +174,9 @@ def _start_grpc(
         # Without this a second server on the same port would start without a word and swallow connections.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.message_most_bytes),
+        # Calls that have come and are not taken up. From the first number on gRPC cuts some off, and all from the second.
+        ("grpc.server.max_pending_requests", PENDING_MOST),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MOST),
     ]
     reads = {**parts.queries.by_rpc, **parts.proofs.by_rpc}
     streams = {**parts.queries.streams, "ReadEvents": parts.events.read_events}

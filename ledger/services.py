@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -18,13 +19,14 @@ from ledger.callers import Caller, PermissionDenied
 from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
-from ledger.exchange import Ended, Exchange, correlation_id_of
+from ledger.exchange import Ended, Exchange, correlation_id_of, ending
 from ledger.gate import Gate
 from ledger.grpc_server import Incoming, Take
 from ledger.metrics import ServerMetrics
 from ledger.permissions import require_permitted
 from ledger.replies import batch_response, response_to
 from ledger.requests import TO_COMMAND, batch_commands, command_of
+from ledger.status import code_of
 from ledger.ticket import Mode, Result, Ticket
 from ledger.v1 import account_pb2, audit_pb2, batch_pb2, payment_pb2, transfer_pb2
 
@@ -253,25 +255,24 @@ def rpcs(desk: Desk, gate: Gate, metrics: ServerMetrics) -> dict[str, Take]:
 
 
 def refuser(gate: Gate, metrics: ServerMetrics) -> Callable[[Incoming], bool]:
-    """What refuses calls of the contract before they are read, while there is no room: that costs a third."""
-    names = {
-        f"/{service.full_name}/{method.name}".encode(): method.name
-        for service in SERVICES
-        for method in service.methods
-    }
-    ended = {name: metrics.of_rpc(name) for name in names.values()}
+    """What refuses calls of the contract before they are read, while there is no room: that costs a fraction."""
+    methods = [(service, method) for service in SERVICES for method in service.methods]
+    known = {f"/{service.full_name}/{method.name}".encode(): method.name for service, method in methods}
+    ended = {rpc: metrics.of_rpc(rpc) for rpc in known.values()}
+    full = ending(gate.full)
 
     def refuse(incoming: Incoming) -> bool:
-        if not gate.is_full or incoming.method not in names:
+        if not gate.is_full or incoming.method not in known:
             return False
-        rpc = names[incoming.method]
-        exchange = Exchange(rpc, incoming, ended[rpc])
+        began, rpc = perf_counter(), known[incoming.method]
         try:
-            gate.require_room(rpc, incoming)
+            require_permitted(gate.identify(incoming), rpc)
+            code, end = code_of(gate.full), full
         except Refusal as refusal:
-            exchange.refuse(refusal)
-            return True
-        return False  # Somebody has left in this moment.
+            code, end = code_of(refusal), ending(refusal)
+        ended[rpc](code, perf_counter() - began)
+        incoming.end(*end)
+        return True
 
     return refuse
 

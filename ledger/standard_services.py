@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ledger.domain.errors import Refusal
-from ledger.exchange import refuse
+from ledger.exchange import ending
 from ledger.gate import Gate
 from ledger.grpc_server import Incoming, Take
 
@@ -65,7 +65,7 @@ def reflection_rpcs(services: Sequence[str], gate: Gate) -> dict[str, Take]:
         try:
             gate.identify(incoming)
         except Refusal as refusal:
-            refuse(incoming, refusal)
+            incoming.end(*ending(refusal))
         else:
             _go_on(loop, incoming, answer(incoming, data))
 
