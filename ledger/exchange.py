@@ -1,4 +1,4 @@
-"""An exchange: one call of an rpc, from when it came in to how it ends, with its place, its metrics and its log lines."""
+"""An exchange: one call of an rpc, from when it came in to how it ends, with its place, metrics and log lines."""
 
 from __future__ import annotations
 

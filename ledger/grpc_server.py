@@ -1,8 +1,8 @@
 """The gRPC server: one thread takes what gRPC's core has to tell, any thread may answer.
 
-It is made of what `grpc.server` is made of, and goes without two things that come with it. A thread for each call, which
-would be held until the commit: here a call is an object that waits. And asyncio, in whose loop a call costs seven times
-as much (docs/performance.md), and more calls wait unseen than are let in, so that too many can't be refused.
+It is made of what `grpc.server` is made of, but for its thread for each call, which would be held until the commit:
+here a call is an object that waits. In grpc.aio a call costs seven times as much (docs/performance.md), and more calls
+wait unseen than are let in, so that too many can't be refused.
 
 Those parts of grpcio, `grpc._cython.cygrpc`, are not promised to stay as they are: requirements/ pins 1.85.
 """

@@ -174,7 +174,7 @@ def _start_grpc(
         # Without this a second server on the same port would start without a word and swallow connections.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.message_most_bytes),
-        # Calls that have come and are not taken up. From the first number on gRPC cuts some off, and all from the second.
+        # Calls that have come and are not taken up yet: from so many on gRPC cuts off some, from twice as many all.
         ("grpc.server.max_pending_requests", PENDING_MOST),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MOST),
     ]

@@ -23,6 +23,7 @@ from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
 CALLS_MOST: Final = 20
 REFUSED_CALLS: Final = int(os.environ.get("LEDGER_TEST_REFUSED_CALLS", "4000"))
 OUTSTANDING: Final = 100
+AT_ONCE: Final = 3_000
 INSIDE_S: Final = 3_600
 """Longer than all others take to be refused."""
 
@@ -59,6 +60,21 @@ def test_more_calls_than_it_takes_are_refused_while_memory_stays_flat(narrow: Le
         assert [call.result().replayed for call in inside] == [False] * CALLS_MOST
         assert not client(authorize("after~")).replayed
     assert grown < 8 * 2**20
+
+
+def test_thousands_of_calls_at_once_are_each_told_why_they_are_refused(narrow: LedgerServer, tag: str) -> None:
+    """They come faster than they are answered, and none is cut off by gRPC before it is seen."""
+    with client_of(narrow, tag) as client:
+        with turn_held(narrow.dsn(), narrow.ledger) as until_somebody_waits:
+            inside = [inside_of(client, number) for number in range(CALLS_MOST)]
+            until_somebody_waits()
+            eventually(lambda: is_full(client, inside))
+            calls = [client.start(authorize(f"many{number}~")) for number in range(AT_ONCE)]
+            refused = [refused_by(call.exception()) for call in calls]
+        assert (
+            refused == [Refused(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", {"calls": str(CALLS_MOST)})] * AT_ONCE
+        )
+        assert [call.result().replayed for call in inside] == [False] * CALLS_MOST
 
 
 def inside_of(client: Client, number: int) -> Any:
