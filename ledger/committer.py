@@ -112,7 +112,7 @@ class Committer:
         memory_most: int = MEMORY_MOST_STREAMS,
         committed: Callable[[Sequence[Sequence[Result]], float], None] = lambda _results, _took_s: None,
     ) -> None:
-        """`appended` is told the head after every append, `committed` all results and how long it took to have them.
+        """`appended` is told the head after every append is answered, `committed` results and how long it took.
 
         Both are called in the committer's thread.
         """
@@ -199,7 +199,7 @@ class Committer:
 
     def _commit(self, chunks: list[Chunk]) -> None:
         """Decide, record and answer. Whatever fails, every chunk is answered."""
-        began = monotonic()
+        began, before = monotonic(), self._memory.head
         try:
             results = self._decide_and_record_somehow(chunks)
         except NotWritten as error:
@@ -228,9 +228,18 @@ class Committer:
             self._memory.forget_all()
             self._disconnect()
             results = _all(chunks, Internal())
-        self._memory.tidy()
         self._answer(chunks, results)
+        # What others are told, and what is tidied up, is not waited for by whoever asked.
         self._committed(results, monotonic() - began)
+        if self._memory.head != before:
+            self._tell_appended()
+        self._memory.tidy()
+
+    def _tell_appended(self) -> None:
+        try:
+            self._appended(self._memory.head.position)
+        except Exception:
+            log.exception("listener_failed", ledger=self._ledger)
 
     def _answer(self, chunks: Sequence[Chunk], results: Sequence[list[Result]]) -> None:
         for chunk, more in zip(chunks, results, strict=True):
@@ -318,10 +327,6 @@ class Committer:
         if decided.events:
             head = Head(self._memory.head.position + len(decided.events), decided.recorded_at)
             self._memory.recorded(decided.book.changed, head)
-            try:
-                self._appended(head.position)
-            except Exception:
-                log.exception("listener_failed", ledger=self._ledger)
 
     def _decide(self, chunks: Sequence[Chunk], *, assume_new: bool = False) -> Decided:
         """Decide on a layer over the memory, having loaded all that it takes; raise HeadMoved if that is behind.
