@@ -15,8 +15,9 @@ from ledger.postgres import Role, connect, sql_blocks
 from ledger.upcasters import EventMapper
 from projections import read_models
 from projections.arrivals import Arrivals
-from projections.batch import CannotApply, CannotFollow, LoggedEvent, LoggedRow, decode, read_batch, whole_commands
+from projections.batch import CannotApply, CannotFollow, LoggedRow, decode, read_batch, whole_commands
 from projections.checkpoint import CheckpointMoved, move_checkpoint, read_checkpoint, record_failure
+from projections.read_ahead import Prepared, ReadAhead
 
 SQL: Final = sql_blocks("projections", "follower.sql")
 
@@ -75,6 +76,7 @@ class Follower:
         self._batch_events = batch_events
         self._mapper = EventMapper()
         self._connection: Connection[Any] | None = None
+        self._ahead: Final = ReadAhead(self._connect, self._read)
         self._checkpoint: int | None = None
         self._races_lost = 0
         self._awaited_at = 0.0
@@ -112,6 +114,7 @@ class Follower:
         thread.join(STOP_PATIENCE_S)
         if thread.is_alive() and connection is not None:
             connection.cancel_safe(timeout=STOP_PATIENCE_S)
+            self._ahead.cancel(STOP_PATIENCE_S)
         thread.join()
 
     def wake(self) -> None:
@@ -138,11 +141,15 @@ class Follower:
         while True:
             connection = self._connected()
             checkpoint = self._known_checkpoint(connection)
-            rows = read_batch(connection, checkpoint, limit)
+            prepared = self._ahead.take(checkpoint)
+            # Where there was nothing, there may be something by now.
+            rows = (prepared and prepared.rows) or read_batch(connection, checkpoint, limit)
             if not rows:
                 return 0
             try:
-                return self._apply(connection, checkpoint, rows)
+                if prepared is None or rows is not prepared.rows:
+                    prepared = self._prepared(rows)
+                return self._apply(connection, checkpoint, prepared)
             except CheckpointMoved:
                 self._checkpoint = None
                 self._known_checkpoint(connection)
@@ -154,19 +161,32 @@ class Follower:
                     raise cannot_apply(rows[0], error) from error
                 limit = len(rows) // 2  # Halve until the culprit stands alone, right after the checkpoint.
 
-    def _apply(self, connection: Connection[Any], checkpoint: int, rows: Sequence[LoggedRow]) -> int:
-        events: Sequence[LoggedEvent] = decode(rows, self._mapper)
-        if len(events) == self._batch_events:
-            events = whole_commands(events)
-        folded = read_models.fold(events)
-        last = events[-1].position
+    def _read(self, connection: Connection[Any], checkpoint: int) -> Prepared:
+        return self._prepared(read_batch(connection, checkpoint, self._batch_events))
+
+    def _prepared(self, rows: list[LoggedRow]) -> Prepared:
+        """Raises CannotApply for an event that can't be read, and whatever folding one comes to."""
+        events = decode(rows, self._mapper)
+        whole = whole_commands(events) if self._is_full(rows) else events
+        return Prepared(rows, whole, read_models.fold(whole))
+
+    def _is_full(self, rows: Sequence[LoggedRow]) -> bool:
+        """Whether there may be more behind them."""
+        return len(rows) == self._batch_events
+
+    def _apply(self, connection: Connection[Any], checkpoint: int, batch: Prepared) -> int:
+        last = batch.events[-1].position
+        if self._is_full(batch.rows):
+            self._ahead.begin(last)
+        else:
+            self._ahead.close()
         with connection.transaction(), connection.cursor() as cursor:
             move_checkpoint(cursor, checkpoint, last)
-            read_models.write(cursor, folded)
+            read_models.write(cursor, batch.folded)
         self._checkpoint = last
         self._races_lost = 0
         self.arrivals.reached(last)
-        return len(events)
+        return len(batch.events)
 
     def _known_checkpoint(self, connection: Connection[Any]) -> int:
         if self._checkpoint is None:
@@ -177,13 +197,18 @@ class Follower:
     def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
             self._disconnect()
-            self._connection = connect(self._dsn, self._ledger, "ledger-follower", Role.PROJECTOR)
-            self._connection.execute(SQL.settle)
+            self._connection = self._connect()
         return self._connection
+
+    def _connect(self) -> Connection[Any]:
+        connection = connect(self._dsn, self._ledger, "ledger-follower", Role.PROJECTOR)
+        connection.execute(SQL.settle)
+        return connection
 
     def _disconnect(self) -> None:
         """Whether the last commit came through is then not known, and the checkpoint is read again."""
         self._checkpoint = None
+        self._ahead.close()
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -84,6 +84,35 @@ def test_the_size_of_batches_changes_nothing(
     check_read_models(dsn, ledger)
 
 
+def test_reading_ahead_that_fails_is_made_up_for(
+    dsn: str, ledger: str, history: History, follow: Callable[..., Follower]
+) -> None:
+    """Its session is ended again and again; nothing is missed, and once caught up there is none."""
+    others = sessions_of_followers(dsn)
+    history.live(Random(12), 250)
+    head = history.write()
+    follower = follow(batch_events=40)
+    applied = ended = 0
+    while count := follower.run_once():
+        applied += count
+        (_, *ahead) = [pid for pid in sessions_of_followers(dsn) if pid not in others]
+        for pid in ahead:
+            with psycopg.connect(dsn) as connection:
+                connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            ended += 1
+    assert ended > 3
+    assert applied == head == follower.position
+    check_read_models(dsn, ledger)
+    eventually(lambda: len(set(sessions_of_followers(dsn)) - set(others)) == 1)
+
+
+def sessions_of_followers(dsn: str) -> list[int]:
+    """The oldest first."""
+    query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'ledger-follower' ORDER BY backend_start"
+    with psycopg.connect(dsn) as connection:
+        return [pid for (pid,) in connection.execute(query)]
+
+
 def test_two_followers_of_one_log_do_no_harm(
     dsn: str, ledger: str, history: History, follow: Callable[..., Follower], monkeypatch: pytest.MonkeyPatch
 ) -> None:
