@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from threading import Thread
@@ -79,8 +78,12 @@ def utc_now() -> datetime:
 def hand_out(tickets: Sequence[Ticket]) -> None:
     """Tell everybody what came of their commands."""
     for ticket in tickets:
-        with suppress(InvalidStateError):  # whoever waited gave up
+        try:
             ticket.waiter.set_result(ticket.results)
+        except InvalidStateError:
+            log.debug("result_not_waited_for")  # Whoever waited gave up.
+        except Exception:
+            log.exception("result_not_handed_out")  # And the others still have theirs to get.
 
 
 @dataclass(frozen=True, slots=True)

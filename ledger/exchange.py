@@ -41,7 +41,7 @@ class Exchange:
     anything else by INTERNAL without a word; and what is logged there bears the call's names.
     """
 
-    __slots__ = ("_began", "_ended", "_names", "_trailing", "call", "incoming", "rpc")
+    __slots__ = ("_began", "_ended", "_is_over", "_names", "_trailing", "call", "incoming", "rpc")
 
     def __init__(self, rpc: str, incoming: Incoming, ended: Ended) -> None:
         self.rpc: Final = rpc
@@ -49,6 +49,7 @@ class Exchange:
         self.call: Call | None = None
         """Its place, from when it was let in."""
         self._ended: Final = ended
+        self._is_over = False
         self._began: Final = perf_counter()
         self._names: Mapping[str, str] = MappingProxyType({})
         self._trailing: Metadata = ()
@@ -114,13 +115,13 @@ class Exchange:
         self.incoming.end(*ending(refusal, self._trailing))
 
     def _fail(self, error: Exception) -> None:
-        if isinstance(error, Refusal):
-            self.refuse(error)
-        else:
+        if not isinstance(error, Refusal):
             log.error("call_failed", rpc=self.rpc, exc_info=error)
-            self.refuse(Internal())
+        if not self._is_over:
+            self.refuse(error if isinstance(error, Refusal) else Internal())
 
     def _over(self, code: Any) -> None:  # The stubs take gRPC's codes for numbers.
+        self._is_over = True
         if self.call is not None:
             self.call.leave()
         took_s = perf_counter() - self._began

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from threading import Lock
 from time import monotonic
 from typing import Final, Protocol
@@ -18,8 +19,18 @@ from ledger.rate_limit import RateLimit
 _SCHEME: Final = "bearer "
 
 
+class Kind(Enum):
+    """What has places of its own: while commands wait for a database that stalls, queries are still let in."""
+
+    COMMANDS = "commands"
+    """Single ones and batches."""
+
+    QUERIES = "queries"
+    """And streams."""
+
+
 class TooManyCalls(Refusal):
-    """This server has {calls} calls under way, as many as it takes. Nothing was recorded; try again."""
+    """This server has {calls} calls for {kind} under way, as many as it takes. Nothing was recorded; try again."""
 
     code = "TOO_MANY_CALLS"
 
@@ -36,6 +47,8 @@ class Limits:
     """How many calls are let in, and how long one may take."""
 
     calls_most: int = CALLS_MOST
+    """Of each kind."""
+
     deadline_default_s: float = DEADLINE_DEFAULT_S
     """For calls that come without a deadline. Streams may take as long as they go on."""
 
@@ -52,11 +65,12 @@ class Call:
     deadline: float | None
     """In seconds of the monotonic clock."""
 
+    kind: Kind
     gate: Gate
 
     def leave(self) -> None:
         """Give the place back; to be done once."""
-        self.gate.give_back()
+        self.gate.give_back(self.kind)
 
     def require_still_known(self) -> None:
         """Raise Unauthenticated or CallersUnavailable if the caller would not be let in now: streams go on."""
@@ -77,21 +91,15 @@ class Gate:
         self._callers: Final = callers
         self._limits: Final = limits or Limits()
         self._rate: Final = rate
-        self.full: Final = TooManyCalls(calls=self._limits.calls_most)
+        self.full: Final = {kind: TooManyCalls(calls=self._limits.calls_most, kind=kind.value) for kind in Kind}
         """Why nobody is let in while there is no room."""
 
         self._lock: Final = Lock()
-        self._inside = 0
+        self._inside: Final = dict.fromkeys(Kind, 0)
 
-    @property
-    def inside(self) -> int:
-        """How many calls are under way."""
-        return self._inside
-
-    @property
-    def is_full(self) -> bool:
+    def is_full(self, kind: Kind) -> bool:
         """Whether nobody is let in until somebody leaves."""
-        return self._inside >= self._limits.calls_most
+        return self._inside[kind] >= self._limits.calls_most
 
     def identify(self, incoming: Incoming) -> Caller:
         """Who calls. Raises Unauthenticated or CallersUnavailable."""
@@ -99,26 +107,26 @@ class Gate:
             return ANYBODY
         return self._callers.caller(_token(incoming.metadata))
 
-    def admit(self, rpc: str, incoming: Incoming, commands: int, *, is_stream: bool) -> Call:
+    def admit(self, rpc: str, kind: Kind, incoming: Incoming, commands: int, *, is_stream: bool) -> Call:
         """Let a call in. `commands` are those in it, or 1 for a query.
 
         Raises Unauthenticated, CallersUnavailable, PermissionDenied, TooManyCalls, RateExceeded or DeadlinePassed.
         """
         caller = self.identify(incoming)
         require_permitted(caller, rpc)
-        if self.is_full:
-            raise TooManyCalls(**self.full.details)
+        if self.is_full(kind):
+            raise TooManyCalls(**self.full[kind].details)
         if self._rate is not None:
             self._rate.take(caller.name, commands)
         deadline = self._deadline(incoming.time_left_s, is_stream=is_stream)
         with self._lock:
-            self._inside += 1
-        return Call(incoming, caller, deadline, self)
+            self._inside[kind] += 1
+        return Call(incoming, caller, deadline, kind, self)
 
-    def give_back(self) -> None:
+    def give_back(self, kind: Kind) -> None:
         """One call is not inside any more."""
         with self._lock:
-            self._inside -= 1
+            self._inside[kind] -= 1
 
     def _deadline(self, remaining_s: float | None, *, is_stream: bool) -> float | None:
         if remaining_s is None:

@@ -41,11 +41,15 @@ log = structlog.get_logger(__name__)
 
 
 class Incoming:
-    """A call: what came with it, and how it is read, written and ended, from any thread. To be ended once."""
+    """A call: what came with it, and how it is read, written and ended, from any thread. To be ended once.
 
-    __slots__ = ("_begun", "_call", "_deadline", "_watched", "metadata", "method")
+    Of a client that has gone, or when the server has closed, nothing more is sent, and that is no error.
+    """
 
-    def __init__(self, event: Any) -> None:
+    __slots__ = ("_begun", "_call", "_core", "_deadline", "_watched", "metadata", "method")
+
+    def __init__(self, event: Any, core: _Core) -> None:
+        self._core: Final = core
         self._call: Final = event.call
         self._deadline: Final[float] = event.call_details.deadline
         self._begun = self._watched = False
@@ -61,7 +65,9 @@ class Incoming:
 
     def read(self, then: Callable[[bytes | None], None]) -> None:
         """Have `then` called, in the server's thread, with the next message, or None when there is none any more."""
-        self._start((cygrpc.ReceiveMessageOperation(0),), lambda event: then(event.batch_operations[0].message()))
+        operations = (cygrpc.ReceiveMessageOperation(0),)
+        if not self._start(operations, lambda event: then(event.batch_operations[0].message())):
+            then(None)
 
     async def next_message(self) -> bytes | None:
         """The same for a coroutine."""
@@ -74,8 +80,8 @@ class Incoming:
         """Send one of many messages, and wait until there is room for the next. Cancelled if the client has gone."""
         loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
         operations = (*self._beginning(), cygrpc.SendMessageOperation(message, 0))
-        self._start(operations, lambda event: _resolve(loop, future, event.success))
-        if not await future:
+        begun = self._start(operations, lambda event: _resolve(loop, future, event.success))
+        if not begun or not await future:
             raise asyncio.CancelledError
 
     def when_cut_off(self, then: Callable[[], object]) -> None:
@@ -86,7 +92,8 @@ class Incoming:
             if event.batch_operations[0].cancelled():
                 then()
 
-        self._start((cygrpc.ReceiveCloseOnServerOperation(0),), closed)
+        if not self._start((cygrpc.ReceiveCloseOnServerOperation(0),), closed):
+            then()
 
     def answer(self, message: bytes, trailing: Metadata = ()) -> None:
         """End with OK and the only message."""
@@ -107,10 +114,26 @@ class Incoming:
         self._begun = True
         return (cygrpc.SendInitialMetadataOperation((), 0),)
 
-    def _start(self, operations: tuple[Any, ...], then: Callable[[Any], None]) -> None:
-        error = self._call.start_server_batch(operations, then)
+    def _start(self, operations: tuple[Any, ...], then: Callable[[Any], None]) -> bool:
+        """Begin a step and have `then` called with what comes of it; False if the server is closed: nothing will."""
+        with self._core.lock:
+            if self._core.is_closed:
+                return False
+            error = self._call.start_server_batch(operations, then)
         if error:
             raise RuntimeError(f"gRPC's core does not take a step of {self.method!r}: error {error}")
+        return True
+
+
+class _Core:
+    """Whether gRPC's core still takes steps: after that, one would end the process.
+
+    A call that was cut off is over for the core, which does not wait for who has yet to hear of it and answers it late.
+    """
+
+    def __init__(self) -> None:
+        self.lock: Final = threading.Lock()
+        self.is_closed = False
 
 
 class GrpcServer:
@@ -127,6 +150,7 @@ class GrpcServer:
         self._server.register_completion_queue(self._events)
         self._thread: Final = threading.Thread(target=self._serve, name="grpc", daemon=True)
         self._all_ended: Final = threading.Event()
+        self._core: Final = _Core()
 
     def add_port(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen there as well; the port that it became. Raises RuntimeError if that can't be."""
@@ -149,8 +173,10 @@ class GrpcServer:
         if not await asyncio.to_thread(self._all_ended.wait, grace_s):
             self._server.cancel_all_calls()
         if await asyncio.to_thread(self._all_ended.wait, _LEAVE_S):
-            self._server.destroy()
-            self._events.shutdown()
+            with self._core.lock:
+                self._core.is_closed = True
+                self._server.destroy()
+                self._events.shutdown()
             await asyncio.to_thread(self._thread.join)
 
     # --- the thread --------------------------------------------------------------------------------------------------
@@ -175,7 +201,7 @@ class GrpcServer:
             return  # The server stops, and a call that was asked for will not come.
         with suppress(ValueError):  # The server was told to stop just now.
             self._request_call()
-        incoming = Incoming(event)
+        incoming = Incoming(event, self._core)
         take = self._rpcs.get(incoming.method)
         if take is None:
             incoming.end(grpc.StatusCode.UNIMPLEMENTED.value[0], "Method not found!")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import structlog
 import uvloop
-from grpc_health.v1 import health_pb2
 
 from ledger import collector
 from ledger.audit.keys import KeyFiles
@@ -33,7 +32,7 @@ from ledger.roles import SERVER_ROLES
 from ledger.scraping import metrics_served
 from ledger.services import SERVICES, Desk, Open, refuser, rpcs
 from ledger.settings import Settings, split_address
-from ledger.standard_services import HEALTH, REFLECTION, HealthServicer, health_rpcs, reflection_rpcs
+from ledger.standard_services import HEALTH, REFLECTION, Health, reflection_rpcs
 from ledger.sweeper import SWEEP_EVERY_S, Sweeper
 from ledger.tls import Certificates, TlsFiles
 from ledger.tokens import TokenBook
@@ -96,16 +95,16 @@ async def _serve(
         metrics = ServerMetrics()
         parts = await _start_parts(settings, dsn, timing, metrics, stack)
         gate = await _gate(settings, dsn, stack)
-        server, servicer, address = _start_grpc(settings, parts, gate, certificates, metrics)
+        server, health, address = _start_grpc(settings, parts, gate, certificates, metrics)
         metrics.read_from(lambda: readings(parts))
         stack.enter_context(metrics_served(settings.metrics_listen, metrics.registry))
-        for task in (asyncio.create_task(_watch(parts, servicer)), asyncio.create_task(parts.sweeper.run())):
+        for task in (asyncio.create_task(_watch(parts, health)), asyncio.create_task(parts.sweeper.run())):
             stack.push_async_callback(_cancel, task)
-        if await _until_serving(parts, servicer, stopping):
+        if await _until_serving(parts, health, stopping):
             ready(address)
         await stopping.wait()
         log.info("draining", grace_s=GRACE_S)
-        await servicer.enter_graceful_shutdown()
+        health.drain()
         parts.events.drain()
         await server.stop(GRACE_S)
 
@@ -169,7 +168,7 @@ async def _gate(settings: Settings, dsn: str, stack: AsyncExitStack) -> Gate:
 
 def _start_grpc(
     settings: Settings, parts: Parts, gate: Gate, certificates: Certificates | None, metrics: ServerMetrics
-) -> tuple[GrpcServer, Any, str]:
+) -> tuple[GrpcServer, Health, str]:
     options = [
         # Without this a second server on the same port would start without a word and swallow connections.
         ("grpc.so_reuseport", 0),
@@ -181,9 +180,9 @@ def _start_grpc(
     reads = {**parts.queries.by_rpc, **parts.proofs.by_rpc}
     streams = {**parts.queries.streams, "ReadEvents": parts.events.read_events}
     desk = Desk({settings.ledger: Open(parts.committer, reads, streams)})
-    servicer = HealthServicer()
+    health = Health()
     described = [*(each.full_name for each in SERVICES), HEALTH, REFLECTION]
-    served = {**rpcs(desk, gate, metrics), **health_rpcs(servicer), **reflection_rpcs(described, gate)}
+    served = {**rpcs(desk, gate, metrics), **health.rpcs(), **reflection_rpcs(described, gate)}
     server = GrpcServer(served, options, refuser(gate, metrics))
     _require_free(settings.listen)
     try:
@@ -192,7 +191,7 @@ def _start_grpc(
         raise CannotListen(f"can't listen on {settings.listen}") from error
     server.start()
     host, _ = split_address(settings.listen)
-    return server, servicer, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return server, health, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _require_free(address: str) -> None:
@@ -204,35 +203,29 @@ def _require_free(address: str) -> None:
         raise CannotListen(f"can't listen on {address}: {error.strerror}. Is another server running there?") from error
 
 
-async def _until_serving(parts: Parts, servicer: Any, stopping: asyncio.Event) -> bool:
+async def _until_serving(parts: Parts, health: Health, stopping: asyncio.Event) -> bool:
     """Wait until commands are answered and health says so; False if it is to stop before that."""
     while parts.committer.outage is not None:
         with suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), _START_POLL_S)
         if stopping.is_set():
             return False
-    await _report(parts, servicer)
+    _report(parts, health)
     return True
 
 
-async def _watch(parts: Parts, servicer: Any) -> None:
-    """Keep the health service true."""
+async def _watch(parts: Parts, health: Health) -> None:
+    """Keep health true."""
     while True:
-        await _report(parts, servicer)
+        _report(parts, health)
         await asyncio.sleep(_HEALTH_POLL_S)
 
 
-async def _report(parts: Parts, servicer: Any) -> None:
+def _report(parts: Parts, health: Health) -> None:
     """The services follow writes, reads stand beside them."""
     parts.see_tree()
-    await _set(servicer, parts.serves_writes, ["", WRITE, *(each.full_name for each in SERVICES)])
-    await _set(servicer, parts.serves_reads, [READ])
-
-
-async def _set(servicer: Any, serving: bool, names: Sequence[str]) -> None:
-    status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-    for name in names:
-        await servicer.set(name, status)
+    health.set(parts.serves_writes, ["", WRITE, *(each.full_name for each in SERVICES)])
+    health.set(parts.serves_reads, [READ])
 
 
 async def _cancel(task: asyncio.Task[Any]) -> None:

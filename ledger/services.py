@@ -20,7 +20,7 @@ from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
 from ledger.exchange import Ended, Exchange, correlation_id_of, ending
-from ledger.gate import Gate
+from ledger.gate import Gate, Kind
 from ledger.grpc_server import Incoming, Take
 from ledger.metrics import ServerMetrics
 from ledger.permissions import require_permitted
@@ -66,10 +66,17 @@ class _Waiter:
     """Waits for what comes of the commands of a ticket, and replies in the thread that tells it."""
 
     exchange: Exchange
-    respond: Callable[[list[Result]], Message]
+    respond: Callable[[list[Result]], Message | Refusal]
 
     def set_result(self, results: list[Result], /) -> None:
-        self.exchange.run(lambda: self.exchange.reply(self.respond(results)))
+        self.exchange.run(lambda: self._end(self.respond(results)))
+
+    def _end(self, response: Message | Refusal) -> None:
+        # To raise a refusal, which others may get as well, would tie all that this call holds to it in a circle.
+        if isinstance(response, Refusal):
+            self.exchange.refuse(response)
+        else:
+            self.exchange.reply(response)
 
 
 class Desk:
@@ -96,10 +103,10 @@ class Desk:
         """A single command."""
         ledger, correlation_id = self._ledger_of(request, exchange)
 
-        def respond(results: list[Result]) -> Message:
+        def respond(results: list[Result]) -> Message | Refusal:
             (result,) = results
             if isinstance(result, Refusal):
-                raise result
+                return result
             response: Message = response_to(request, result)
             return response
 
@@ -255,19 +262,26 @@ def rpcs(desk: Desk, gate: Gate, metrics: ServerMetrics) -> dict[str, Take]:
 
 
 def refuser(gate: Gate, metrics: ServerMetrics) -> Callable[[Incoming], bool]:
-    """What refuses calls of the contract before they are read, while there is no room: that costs a fraction."""
+    """What refuses calls of the contract before they are read: of strangers, and while there is no room.
+
+    That costs a fifth of what it does later, and no stranger can leave calls open by never sending a request.
+    """
     methods = [(service, method) for service in SERVICES for method in service.methods]
-    known = {f"/{service.full_name}/{method.name}".encode(): method.name for service, method in methods}
-    ended = {rpc: metrics.of_rpc(rpc) for rpc in known.values()}
-    full = ending(gate.full)
+    known = {f"/{service.full_name}/{each.name}".encode(): (each.name, _kind(each)) for service, each in methods}
+    ended = {rpc: metrics.of_rpc(rpc) for rpc, _ in known.values()}
+    full = {kind: ending(gate.full[kind]) for kind in Kind}
 
     def refuse(incoming: Incoming) -> bool:
-        if not gate.is_full or incoming.method not in known:
+        if incoming.method not in known:
             return False
-        began, rpc = perf_counter(), known[incoming.method]
+        rpc, kind = known[incoming.method]
+        began = perf_counter()
         try:
-            require_permitted(gate.identify(incoming), rpc)
-            code, end = code_of(gate.full), full
+            caller = gate.identify(incoming)
+            if not gate.is_full(kind):
+                return False
+            require_permitted(caller, rpc)
+            code, end = code_of(gate.full[kind]), full[kind]
         except Refusal as refusal:
             code, end = code_of(refusal), ending(refusal)
         ended[rpc](code, perf_counter() - began)
@@ -280,7 +294,7 @@ def refuser(gate: Gate, metrics: ServerMetrics) -> Callable[[Incoming], bool]:
 def _taker(desk: Desk, gate: Gate, method: MethodDescriptor, ended: Ended) -> Take:
     request_class = GetMessageClass(method.input_type)
     is_batch = request_class is batch_pb2.ExecuteBatchRequest
-    handler = _handler(desk, method, request_class)
+    handler, kind = _handler(desk, method, request_class), _kind(method)
 
     def take(incoming: Incoming, data: bytes | None) -> None:
         exchange = Exchange(method.name, incoming, ended)
@@ -288,7 +302,7 @@ def _taker(desk: Desk, gate: Gate, method: MethodDescriptor, ended: Ended) -> Ta
         def begin() -> None:
             request = _parsed(request_class, data)
             commands = len(request.commands) if is_batch and request is not None else 1
-            exchange.call = gate.admit(method.name, incoming, commands, is_stream=method.server_streaming)
+            exchange.call = gate.admit(method.name, kind, incoming, commands, is_stream=method.server_streaming)
             if request is None:
                 raise InvalidCommand(FieldViolation("", "the bytes are not the request of this rpc"))
             handler(request, exchange)
@@ -296,6 +310,12 @@ def _taker(desk: Desk, gate: Gate, method: MethodDescriptor, ended: Ended) -> Ta
         exchange.run(begin)
 
     return take
+
+
+def _kind(method: MethodDescriptor) -> Kind:
+    request_class = GetMessageClass(method.input_type)
+    is_command = request_class in TO_COMMAND or request_class is batch_pb2.ExecuteBatchRequest
+    return Kind.COMMANDS if is_command else Kind.QUERIES
 
 
 def _parsed(request_class: type[Message], data: bytes | None) -> Any:

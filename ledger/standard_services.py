@@ -1,15 +1,15 @@
-"""gRPC's own services, health and reflection: its servicers for asyncio, on our server."""
+"""gRPC's own services: health, and reflection by gRPC's servicer for asyncio."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import structlog
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ledger.domain.errors import Refusal
@@ -20,36 +20,82 @@ from ledger.grpc_server import Incoming, Take
 HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REFLECTION: Final = reflection.SERVICE_NAME
 
-# The stubs lack them.
-HealthServicer: Final[Any] = health.aio.HealthServicer  # type: ignore[attr-defined]
-_ReflectionServicer: Final[Any] = reflection.aio.ReflectionServicer  # type: ignore[attr-defined]
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+_ReflectionServicer: Final[Any] = reflection.aio.ReflectionServicer  # type: ignore[attr-defined]  # the stubs lack it
 
 log = structlog.get_logger(__name__)
 
 
-def health_rpcs(servicer: Any) -> dict[str, Take]:
-    """Health, told to everybody. Made in a running event loop, in which it is answered."""
-    loop = asyncio.get_running_loop()
+class Health:
+    """What serves, told to everybody. Made in a running event loop, and used in it alone.
 
-    async def check(incoming: Incoming, request: Message) -> None:
-        response = await servicer.Check(request, _Context(incoming))
-        incoming.answer(response.SerializeToString())
+    grpcio's own servicer can't be used: a client that watches and does not read would keep health from ever changing.
+    """
 
-    async def watch(incoming: Incoming, request: Message) -> None:
-        await servicer.Watch(request, _Context(incoming))
+    def __init__(self) -> None:
+        self._loop: Final = asyncio.get_running_loop()
+        self._statuses: Final[dict[str, Any]] = {"": _NOT_SERVING}
+        self._changed = asyncio.Event()
+        self._is_draining = False
 
-    def taker(work: Callable[[Incoming, Message], Awaitable[None]]) -> Take:
+    def set(self, serving: bool, names: Sequence[str]) -> None:
+        """Say of some services whether they serve. When draining, none does any more."""
+        status = _SERVING if serving and not self._is_draining else _NOT_SERVING
+        if any(self._statuses.get(name) != status for name in names):
+            self._statuses.update(dict.fromkeys(names, status))
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def drain(self) -> None:
+        """Say from now on that nothing serves; whoever watches is told, and the watch ends."""
+        self._is_draining = True
+        self.set(False, [*self._statuses])
+
+    def rpcs(self) -> dict[str, Take]:
+        """What takes its calls, by their path."""
+        return {f"/{HEALTH}/Check": self._taker(self._check), f"/{HEALTH}/Watch": self._taker(self._watch)}
+
+    def _taker(self, work: Callable[[Incoming, str], Coroutine[Any, Any, None]]) -> Take:
         def take(incoming: Incoming, data: bytes | None) -> None:
             try:
                 request = health_pb2.HealthCheckRequest.FromString(data or b"")
             except DecodeError:
-                incoming.end(StatusCode.INVALID_ARGUMENT.value[0], "the bytes are not the request of this rpc")
+                incoming.end(StatusCode.INVALID_ARGUMENT.value[0], _MALFORMED)
             else:
-                _go_on(loop, incoming, work(incoming, request))
+                _go_on(self._loop, incoming, work(incoming, request.service))
 
         return take
 
-    return {f"/{HEALTH}/Check": taker(check), f"/{HEALTH}/Watch": taker(watch)}
+    async def _check(self, incoming: Incoming, service: str) -> None:
+        status = self._statuses.get(service)
+        if status is None:
+            incoming.end(StatusCode.NOT_FOUND.value[0], "there is no such service")
+        else:
+            incoming.answer(_health(status))
+
+    async def _watch(self, incoming: Incoming, service: str) -> None:
+        told = None
+        while True:
+            changed, status = self._changed, self._statuses.get(service, _UNKNOWN)
+            if status != told:
+                await incoming.write(_health(status))
+                told = status
+            elif self._is_draining:
+                incoming.end(StatusCode.UNAVAILABLE.value[0], "this server is shutting down")
+                return
+            else:
+                await changed.wait()
+
+
+def _health(status: Any) -> bytes:
+    data: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+    return data
+
+
+_MALFORMED: Final = "the bytes are not the request of this rpc"
 
 
 def reflection_rpcs(services: Sequence[str], gate: Gate) -> dict[str, Take]:
@@ -78,26 +124,7 @@ async def _requests(incoming: Incoming, data: bytes | None) -> AsyncIterator[Any
         data = await incoming.next_message()
 
 
-class _Aborted(Exception):
-    def __init__(self, code: Any) -> None:
-        super().__init__()
-        self.number: Final[int] = code.value[0]
-
-
-class _Context:
-    """As much of grpc.aio's context as gRPC's servicers ask for."""
-
-    def __init__(self, incoming: Incoming) -> None:
-        self._incoming: Final = incoming
-
-    async def write(self, response: Message) -> None:
-        await self._incoming.write(response.SerializeToString())
-
-    async def abort(self, code: StatusCode) -> None:
-        raise _Aborted(code)
-
-
-def _go_on(loop: asyncio.AbstractEventLoop, incoming: Incoming, work: Any) -> None:
+def _go_on(loop: asyncio.AbstractEventLoop, incoming: Incoming, work: Coroutine[Any, Any, None]) -> None:
     """Do the rest of a call in an event loop; it is cancelled if the client goes away."""
 
     async def whole() -> None:
@@ -105,10 +132,8 @@ def _go_on(loop: asyncio.AbstractEventLoop, incoming: Incoming, work: Any) -> No
             await work
         except asyncio.CancelledError:
             incoming.end(StatusCode.CANCELLED.value[0])
-        except _Aborted as aborted:
-            incoming.end(aborted.number)
         except DecodeError:
-            incoming.end(StatusCode.INVALID_ARGUMENT.value[0], "the bytes are not the request of this rpc")
+            incoming.end(StatusCode.INVALID_ARGUMENT.value[0], _MALFORMED)
         except Exception:
             log.exception("call_failed", rpc=incoming.method.decode(errors="replace"))
             incoming.end(StatusCode.INTERNAL.value[0])

@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from psycopg import sql
 from serving import ROOT, environment, eventually
 from test_api import Client, authorize, batch, check_log, leg, opening, refused_by, transfer
 
+from bench import frames
 from ledger import embedded, roles
 from ledger.embedded import running_dsn
 from ledger.settings import Settings
@@ -469,6 +471,59 @@ def test_a_signal_ends_a_server_whose_calls_can_not_end(data: Path, launch: Laun
             assert run.stop() == 0
         assert stuck.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
         watching.cancel()
+
+
+def test_a_server_ends_well_though_callers_have_given_up(data: Path, launch: Launch) -> None:
+    """For gRPC their calls are over before what they asked for is answered: that comes too late, and harms nobody."""
+    run = serve(launch, data)
+    with client_of(run) as client:
+        fund(client)
+        with turn_held(running_dsn(data)) as until_somebody_waits:
+            calls = [client.start(authorize(f"p{each}~", 1), timeout=1) for each in range(5)]
+            until_somebody_waits()
+            assert {call.code() for call in calls} == {StatusCode.DEADLINE_EXCEEDED}
+            run.process.send_signal(signal.SIGTERM)
+            eventually(lambda: not listens(run.address))
+        assert run.end(STOPS_WITHIN_S) == 0
+    assert not processes_on(data)
+
+
+def listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def test_a_watch_that_is_not_read_holds_up_nobody(data: Path, launch: Launch) -> None:
+    """Its client leaves no room for an answer. Others are still told of changes, and the server ends in time."""
+    run = serve(launch, data)
+    with client_of(run) as client, unread_watch(run.address):
+        watching = HealthStub(client.channel).Watch(HealthCheckRequest(service=""), timeout=STOPS_WITHIN_S)
+        statuses = (each.status for each in watching)
+        eventually(lambda: next(statuses) == HealthCheckResponse.SERVING)
+        run.process.send_signal(signal.SIGTERM)
+        eventually(lambda: next(statuses) == HealthCheckResponse.NOT_SERVING)
+        assert run.end(STOPS_WITHIN_S) == 0
+    assert not processes_on(data)
+
+
+@contextmanager
+def unread_watch(address: str) -> Iterator[None]:
+    """A Watch that has begun, by a client whose window for what is sent has no byte."""
+    host, _, port = address.rpartition(":")
+    block = frames.request_block("/grpc.health.v1.Health/Watch", address, {})
+    with socket.create_connection((host, int(port)), timeout=STOPS_WITHIN_S) as client:
+        client.sendall(
+            frames.PREFACE
+            + frames.settings({frames.INITIAL_WINDOW_SIZE: 0})
+            + frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block)
+            + frames.frame(frames.DATA, frames.END_STREAM, 1, frames.message(b""))
+        )
+        came, rest = [0], b""
+        while frames.HEADERS not in came:  # They come with the first answer, whose own frame there is no room for.
+            found, rest = frames.split(rest + client.recv(65_536))
+            came = [kind for kind, *_ in found]
+        yield
 
 
 def test_a_signal_ends_a_server_whose_log_is_followed(data: Path, launch: Launch) -> None:

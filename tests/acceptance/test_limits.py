@@ -18,12 +18,14 @@ from serving import LedgerServer, eventually, serving
 from test_api import Client, Refused, authorize, batch, leg, opening, refused_by, transfer
 from test_cli import turn_held
 
-from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
+from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, FreezeAccountRequest, GetAccountRequest
 
 CALLS_MOST: Final = 20
+FULL: Final = Refused(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", {"calls": str(CALLS_MOST), "kind": "commands"})
 REFUSED_CALLS: Final = int(os.environ.get("LEDGER_TEST_REFUSED_CALLS", "4000"))
 OUTSTANDING: Final = 100
 AT_ONCE: Final = 3_000
+LARGE: Final = 2**21
 INSIDE_S: Final = 3_600
 """Longer than all others take to be refused."""
 
@@ -45,17 +47,15 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LedgerServer]:
 
 
 def test_more_calls_than_it_takes_are_refused_while_memory_stays_flat(narrow: LedgerServer, tag: str) -> None:
-    """Thousands of them, while nothing goes forward; those that were let in are answered when it does."""
+    """TOO_MANY_CALLS, thousands of times, while nothing goes forward; those let in are answered when it does."""
     process = psutil.Process(narrow.pid)
     with client_of(narrow, tag) as client:
         with turn_held(narrow.dsn(), narrow.ledger) as until_somebody_waits:
-            inside = [inside_of(client, number) for number in range(CALLS_MOST)]
+            inside = fill(client)
             until_somebody_waits()
-            eventually(lambda: is_full(client, inside))
-            full = Refused(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", {"calls": str(CALLS_MOST)})
-            refuse(client, full, 3_000)  # Until what the collector of garbage lets lie about has its usual size.
+            refuse(client, FULL, 3_000)  # Until what the collector of garbage lets lie about has its usual size.
             before = process.memory_info().rss
-            refuse(client, full, REFUSED_CALLS)
+            refuse(client, FULL, REFUSED_CALLS)
             grown = process.memory_info().rss - before
         assert [call.result().replayed for call in inside] == [False] * CALLS_MOST
         assert not client(authorize("after~")).replayed
@@ -66,28 +66,51 @@ def test_thousands_of_calls_at_once_are_each_told_why_they_are_refused(narrow: L
     """They come faster than they are answered, and none is cut off by gRPC before it is seen."""
     with client_of(narrow, tag) as client:
         with turn_held(narrow.dsn(), narrow.ledger) as until_somebody_waits:
-            inside = [inside_of(client, number) for number in range(CALLS_MOST)]
+            inside = fill(client)
             until_somebody_waits()
-            eventually(lambda: is_full(client, inside))
             calls = [client.start(authorize(f"many{number}~")) for number in range(AT_ONCE)]
             refused = [refused_by(call.exception()) for call in calls]
-        assert (
-            refused == [Refused(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", {"calls": str(CALLS_MOST)})] * AT_ONCE
-        )
+        assert refused == [FULL] * AT_ONCE
         assert [call.result().replayed for call in inside] == [False] * CALLS_MOST
 
 
-def inside_of(client: Client, number: int) -> Any:
-    return client.start(authorize(f"in{number}~"), timeout=INSIDE_S)
+def test_queries_are_answered_while_commands_have_taken_all_their_places(narrow: LedgerServer, tag: str) -> None:
+    """Whether their callers still wait for them or have long given up."""
+    with client_of(narrow, tag) as client:
+        with turn_held(narrow.dsn(), narrow.ledger) as until_somebody_waits:
+            inside = fill(client)
+            until_somebody_waits()
+            for call in inside[1:]:
+                call.cancel()
+            assert client(GetAccountRequest(account_id="alice~")).position
+            assert reason_of(client, authorize("out~")) == "TOO_MANY_CALLS"
+        eventually(lambda: reason_of(client, authorize("again~")) is None)
 
 
-def is_full(client: Client, inside: list[Any]) -> bool:
-    """Whether one more is refused. A look at it may have had the place of one of those inside: it comes again."""
-    for number, call in enumerate(inside):
-        if call.done():
-            assert refused_by(call.exception()).reason == "TOO_MANY_CALLS"
-            inside[number] = inside_of(client, number)
-    return reason_of(client, GetAccountRequest(account_id="alice~")) == "TOO_MANY_CALLS"
+def test_large_requests_that_are_refused_leave_nothing_behind(narrow: LedgerServer, tag: str) -> None:
+    """Not even until the collector of cycles comes by: there are no cycles, whoever refuses."""
+    process = psutil.Process(narrow.pid)
+    unknown = b"\xfa\x3f" + b"\x80\x80\x80\x01" + bytes(LARGE)  # Field 127, of so many bytes, which no request has.
+    with client_of(narrow, tag) as client:
+        for nobody in (f"nobody{tag}", ""):  # Refused by the committer, and before it.
+            request = FreezeAccountRequest.FromString(
+                FreezeAccountRequest(account_id=nobody).SerializeToString() + unknown
+            )
+            for _ in range(10):
+                assert reason_of(client, request) in ("ACCOUNT_NOT_FOUND", "INVALID_REQUEST")
+            before = process.memory_info().rss
+            for _ in range(60):
+                assert reason_of(client, request) in ("ACCOUNT_NOT_FOUND", "INVALID_REQUEST")
+            assert process.memory_info().rss - before < 10 * LARGE
+
+
+def fill(client: Client) -> list[Any]:
+    """As many commands as there are places for, on their way; they were seen to be too many with one more."""
+    calls = [client.start(authorize(f"in{number}~"), timeout=INSIDE_S) for number in range(CALLS_MOST + 1)]
+    eventually(lambda: any(call.done() for call in calls))
+    (refused,) = (call for call in calls if call.done())
+    assert refused_by(refused.exception()) == FULL
+    return [call for call in calls if call is not refused]
 
 
 def reason_of(client: Client, request: Any) -> str | None:
