@@ -34,6 +34,7 @@ _REQUESTED: Final = 64
 _FOR_EVER_S: Final = 1e12
 """The core has a call without a deadline end at the end of its times, which are of 64 bits."""
 
+_LOOK_S: Final = 0.01
 _LEAVE_S: Final = 1.0
 """How long calls that were cut off may take to be given up."""
 
@@ -43,19 +44,24 @@ log = structlog.get_logger(__name__)
 class Incoming:
     """A call: what came with it, and how it is read, written and ended, from any thread. To be ended once.
 
-    Of a client that has gone, or when the server has closed, nothing more is sent, and that is no error.
+    To a client that has gone nothing more is sent, and that is no error.
     """
 
-    __slots__ = ("_begun", "_call", "_core", "_deadline", "_watched", "metadata", "method")
+    __slots__ = ("_begun", "_call", "_deadline", "_there", "_watched", "metadata", "method")
 
-    def __init__(self, event: Any, core: _Core) -> None:
-        self._core: Final = core
+    def __init__(self, event: Any, there: set[int]) -> None:
+        """It is among those `there` until nobody holds it any more."""
+        self._there: Final = there
+        there.add(id(self))
         self._call: Final = event.call
         self._deadline: Final[float] = event.call_details.deadline
         self._begun = self._watched = False
         self.method: Final[bytes] = event.call_details.method
         """As it came: any bytes."""
         self.metadata: Final[Metadata] = event.invocation_metadata
+
+    def __del__(self) -> None:
+        self._there.discard(id(self))
 
     @property
     def time_left_s(self) -> float | None:
@@ -65,9 +71,7 @@ class Incoming:
 
     def read(self, then: Callable[[bytes | None], None]) -> None:
         """Have `then` called, in the server's thread, with the next message, or None when there is none any more."""
-        operations = (cygrpc.ReceiveMessageOperation(0),)
-        if not self._start(operations, lambda event: then(event.batch_operations[0].message())):
-            then(None)
+        self._start((cygrpc.ReceiveMessageOperation(0),), lambda event: then(event.batch_operations[0].message()))
 
     async def next_message(self) -> bytes | None:
         """The same for a coroutine."""
@@ -80,8 +84,8 @@ class Incoming:
         """Send one of many messages, and wait until there is room for the next. Cancelled if the client has gone."""
         loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
         operations = (*self._beginning(), cygrpc.SendMessageOperation(message, 0))
-        begun = self._start(operations, lambda event: _resolve(loop, future, event.success))
-        if not begun or not await future:
+        self._start(operations, lambda event: _resolve(loop, future, event.success))
+        if not await future:
             raise asyncio.CancelledError
 
     def when_cut_off(self, then: Callable[[], object]) -> None:
@@ -92,8 +96,7 @@ class Incoming:
             if event.batch_operations[0].cancelled():
                 then()
 
-        if not self._start((cygrpc.ReceiveCloseOnServerOperation(0),), closed):
-            then()
+        self._start((cygrpc.ReceiveCloseOnServerOperation(0),), closed)
 
     def answer(self, message: bytes, trailing: Metadata = ()) -> None:
         """End with OK and the only message."""
@@ -114,26 +117,10 @@ class Incoming:
         self._begun = True
         return (cygrpc.SendInitialMetadataOperation((), 0),)
 
-    def _start(self, operations: tuple[Any, ...], then: Callable[[Any], None]) -> bool:
-        """Begin a step and have `then` called with what comes of it; False if the server is closed: nothing will."""
-        with self._core.lock:
-            if self._core.is_closed:
-                return False
-            error = self._call.start_server_batch(operations, then)
+    def _start(self, operations: tuple[Any, ...], then: Callable[[Any], None]) -> None:
+        error = self._call.start_server_batch(operations, then)
         if error:
             raise RuntimeError(f"gRPC's core does not take a step of {self.method!r}: error {error}")
-        return True
-
-
-class _Core:
-    """Whether gRPC's core still takes steps: after that, one would end the process.
-
-    A call that was cut off is over for the core, which does not wait for who has yet to hear of it and answers it late.
-    """
-
-    def __init__(self) -> None:
-        self.lock: Final = threading.Lock()
-        self.is_closed = False
 
 
 class GrpcServer:
@@ -150,7 +137,7 @@ class GrpcServer:
         self._server.register_completion_queue(self._events)
         self._thread: Final = threading.Thread(target=self._serve, name="grpc", daemon=True)
         self._all_ended: Final = threading.Event()
-        self._core: Final = _Core()
+        self._there: Final[set[int]] = set()
 
     def add_port(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen there as well; the port that it became. Raises RuntimeError if that can't be."""
@@ -168,15 +155,23 @@ class GrpcServer:
         self._thread.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more calls, give those under way `grace_s` to end, then cut them off."""
+        """Take no more calls, give those under way `grace_s` to end, then cut them off.
+
+        A call that was cut off, or given up by its client, is over for gRPC's core, whoever has yet to hear of it.
+        A step that they took after the core is closed would end the process: so while a call is held by anybody, the
+        core is left open, with its thread.
+        """
         self._server.shutdown(self._events, lambda _: self._all_ended.set())
         if not await asyncio.to_thread(self._all_ended.wait, grace_s):
             self._server.cancel_all_calls()
-        if await asyncio.to_thread(self._all_ended.wait, _LEAVE_S):
-            with self._core.lock:
-                self._core.is_closed = True
-                self._server.destroy()
-                self._events.shutdown()
+        if not await asyncio.to_thread(self._all_ended.wait, _LEAVE_S):
+            return
+        self._server.destroy()
+        give_up = time.monotonic() + _LEAVE_S
+        while self._there and time.monotonic() < give_up:
+            await asyncio.sleep(_LOOK_S)
+        if not self._there:
+            self._events.shutdown()
             await asyncio.to_thread(self._thread.join)
 
     # --- the thread --------------------------------------------------------------------------------------------------
@@ -201,7 +196,7 @@ class GrpcServer:
             return  # The server stops, and a call that was asked for will not come.
         with suppress(ValueError):  # The server was told to stop just now.
             self._request_call()
-        incoming = Incoming(event, self._core)
+        incoming = Incoming(event, self._there)
         take = self._rpcs.get(incoming.method)
         if take is None:
             incoming.end(grpc.StatusCode.UNIMPLEMENTED.value[0], "Method not found!")
