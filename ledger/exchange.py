@@ -78,12 +78,7 @@ class Exchange:
 
     def go_on(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[None]]) -> None:
         """Do the rest of it in an event loop. It is cancelled if the client goes away."""
-        loop.call_soon_threadsafe(self._begin, loop, work)
-
-    def _begin(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[None]]) -> None:
-        task = loop.create_task(self._work(work))
-        # gRPC keeps this, and with it the task, until the call is over.
-        self.incoming.when_cut_off(lambda: loop.call_soon_threadsafe(task.cancel))
+        self.incoming.go_on(loop, self._work(work))
 
     async def _work(self, work: Callable[[], Awaitable[None]]) -> None:
         CALL.set(self._names)

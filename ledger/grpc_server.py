@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
@@ -97,6 +97,16 @@ class Incoming:
                 then()
 
         self._start((cygrpc.ReceiveCloseOnServerOperation(0),), closed)
+
+    def go_on(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
+        """Have the rest of it done in an event loop, from any thread. It is cancelled if the call is cut off."""
+
+        def begin() -> None:
+            task = loop.create_task(work)
+            # gRPC keeps this, and with it the task, until the call is over.
+            self.when_cut_off(lambda: loop.call_soon_threadsafe(task.cancel))
+
+        loop.call_soon_threadsafe(begin)
 
     def answer(self, message: bytes, trailing: Metadata = ()) -> None:
         """End with OK and the only message."""

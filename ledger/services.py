@@ -264,7 +264,7 @@ def rpcs(desk: Desk, gate: Gate, metrics: ServerMetrics) -> dict[str, Take]:
 def refuser(gate: Gate, metrics: ServerMetrics) -> Callable[[Incoming], bool]:
     """What refuses calls of the contract before they are read: of strangers, and while there is no room.
 
-    That costs a fifth of what it does later, and no stranger can leave calls open by never sending a request.
+    That costs a fifth of what it does later, and no stranger can leave such calls open by never sending a request.
     """
     methods = [(service, method) for service in SERVICES for method in service.methods]
     known = {f"/{service.full_name}/{each.name}".encode(): (each.name, _kind(each)) for service, each in methods}

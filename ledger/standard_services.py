@@ -20,6 +20,8 @@ from ledger.grpc_server import Incoming, Take
 HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REFLECTION: Final = reflection.SERVICE_NAME
 
+_MALFORMED: Final = "the bytes are not the request of this rpc"
+
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -95,9 +97,6 @@ def _health(status: Any) -> bytes:
     return data
 
 
-_MALFORMED: Final = "the bytes are not the request of this rpc"
-
-
 def reflection_rpcs(services: Sequence[str], gate: Gate) -> dict[str, Take]:
     """The contract, told to every caller who is known: any token will do. Made in a running event loop."""
     loop, servicer = asyncio.get_running_loop(), _ReflectionServicer(services)
@@ -138,8 +137,4 @@ def _go_on(loop: asyncio.AbstractEventLoop, incoming: Incoming, work: Coroutine[
             log.exception("call_failed", rpc=incoming.method.decode(errors="replace"))
             incoming.end(StatusCode.INTERNAL.value[0])
 
-    def begin() -> None:
-        task = loop.create_task(whole())
-        incoming.when_cut_off(lambda: loop.call_soon_threadsafe(task.cancel))
-
-    loop.call_soon_threadsafe(begin)
+    incoming.go_on(loop, whole())

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 import grpc
@@ -548,3 +549,21 @@ def test_a_token_is_made_and_revoked_and_never_changed_otherwise(
     """Whoever tries it in the database, its owner included."""
     with psycopg.connect(guarded.server.dsn()) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(statement)
+
+
+def test_a_stranger_is_refused_before_the_request_is_sent(guarded: Guarded) -> None:
+    """So nobody who is not known can leave calls open that never say what they ask for."""
+    said_all = Event()
+
+    def nothing_yet() -> Iterator[bytes]:
+        said_all.wait()
+        yield from ()
+
+    try:
+        with guarded.client(None, "stranger") as client:
+            ask = client.channel.stream_unary("/ledger.v1.AccountService/GetAccount")
+            with pytest.raises(grpc.RpcError) as raised:
+                ask(nothing_yet(), timeout=10)
+            assert refused_by(raised.value).reason == "UNAUTHENTICATED"
+    finally:
+        said_all.set()
