@@ -95,6 +95,24 @@ def test_a_line_about_a_call_bears_its_request_id_ledger_and_actor(tmp_path: Pat
     assert all(each["took_s"] > 0 for each in ended)
 
 
+def test_payments_go_on_though_no_line_can_be_logged(tmp_path: Path, log: Path, tag: str) -> None:
+    """On a full disk every line fails, in every thread; also those about a database that goes and comes back."""
+    folder, ledger = tmp_path / "postgres", f"log_{tag}"
+    log.symlink_to("/dev/full")
+    with (
+        EmbeddedPostgres(folder) as postgres,
+        served(postgres, ledger, tmp_path, LEDGER_LOG_LEVEL="debug") as address,
+        client_of(address, ledger) as client,
+    ):
+        client(opening("alice~"))
+        os.kill(postmaster_of(folder), signal.SIGKILL)
+        eventually(lambda: health(client.channel, *WRITE) == {NOT_SERVING})
+        postgres.start()
+        eventually(lambda: health(client.channel, *WRITE) == {SERVING})
+        client(opening("bob~"))
+        assert client(GetAccountRequest(account_id="bob~", min_position=client.position)).account.version == 1
+
+
 @pytest.mark.parametrize(
     "dsn",
     [
