@@ -86,11 +86,13 @@ def fill(connection: psycopg.Connection[Any], accounts: int, events: int) -> int
 
 
 def filled(stage: Stage, name: str, accounts: int, events: int) -> Book:
-    """A ledger with a history, made when it is first asked for."""
+    """A ledger with a history, all of it signed, made when it is first asked for."""
     if name not in stage.books:
         book = stage.books[name] = stage.bare_book(name, accounts)
         with book.connection() as connection:
             fill(connection, accounts, events)
+        with book.server("--no-follower"):
+            book.wait_for_signer()
     return stage.books[name]
 
 

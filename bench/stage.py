@@ -111,10 +111,14 @@ class Book:
 
     def wait_for_follower(self) -> None:
         """Return when the read models are at the head."""
-        behind = """
-            SELECT coalesce((SELECT max(position) FROM events), 0) - position
-            FROM checkpoints WHERE name = 'read_models'
-        """
+        self._wait_for("SELECT position FROM checkpoints WHERE name = 'read_models'")
+
+    def wait_for_signer(self) -> None:
+        """Return when the whole log is signed: until then the signer takes a part of what is measured."""
+        self._wait_for("SELECT max(tree_size) FROM tree_heads")
+
+    def _wait_for(self, position: str) -> None:
+        behind = f"SELECT coalesce((SELECT max(position) FROM events), 0) - coalesce(({position}), 0)"
         with self.connection() as connection:
             while connection.execute(behind).fetchone() != (0,):
                 time.sleep(0.02)
