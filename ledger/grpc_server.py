@@ -28,8 +28,16 @@ Take: TypeAlias = Callable[["Incoming", bytes | None], None]
 Refuse: TypeAlias = Callable[["Incoming"], bool]
 """Asked before anything of a call is read: whether it was ended right there."""
 
-_REQUESTED: Final = 64
-"""How many calls the core may hand out before it is asked for more; each that is taken is asked for anew."""
+_ROOM: Final = 1_000
+_ROOM_WHILE_BUSY: Final = 64
+"""How many calls may lie here until they are taken up; the core cuts off what comes beyond these and its own few.
+
+Many for those that come at once. But where more come than are taken up, all that lies here only makes everybody wait:
+so what was used up of the room is there again when all is taken up, and few places until then.
+"""
+
+_AT_ONCE: Final = 0.0
+"""A deadline that is over."""
 
 _FOR_EVER_S: Final = 1e12
 """The core has a call without a deadline end at the end of its times, which are of 64 bits."""
@@ -148,6 +156,8 @@ class GrpcServer:
         self._thread: Final = threading.Thread(target=self._serve, name="grpc", daemon=True)
         self._all_ended: Final = threading.Event()
         self._there: Final[set[int]] = set()
+        self._places = 0
+        """For how many calls the core was asked that were not taken up yet."""
 
     def add_port(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen there as well; the port that it became. Raises RuntimeError if that can't be."""
@@ -160,8 +170,7 @@ class GrpcServer:
     def start(self) -> None:
         """Take calls from now on."""
         self._server.start()
-        for _ in range(_REQUESTED):
-            self._request_call()
+        self._make_room(_ROOM)
         self._thread.start()
 
     async def stop(self, grace_s: float) -> None:
@@ -188,7 +197,10 @@ class GrpcServer:
 
     def _serve(self) -> None:
         while True:
-            event = self._events.poll()
+            event = self._events.poll(_AT_ONCE)
+            if event.completion_type == cygrpc.CompletionType.queue_timeout:
+                self._make_room(_ROOM)
+                event = self._events.poll()
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
                 return
             try:
@@ -198,14 +210,18 @@ class GrpcServer:
             # A call that is over must not be kept by what is left here while the next event is waited for.
             del event
 
-    def _request_call(self) -> None:
-        self._server.request_call(self._events, self._events, self._called)
+    def _make_room(self, places: int) -> None:
+        """Ask for calls until so many are asked for."""
+        with suppress(ValueError):  # The server was told to stop just now.
+            while self._places < places:
+                self._server.request_call(self._events, self._events, self._called)
+                self._places += 1
 
     def _called(self, event: Any) -> None:
+        self._places -= 1
         if not event.success:
             return  # The server stops, and a call that was asked for will not come.
-        with suppress(ValueError):  # The server was told to stop just now.
-            self._request_call()
+        self._make_room(_ROOM_WHILE_BUSY)
         incoming = Incoming(event, self._there)
         take = self._rpcs.get(incoming.method)
         if take is None:

@@ -10,7 +10,7 @@ QUEUE_MOST_COMMANDS: Final = 20_000
 MEMORY_MOST_STREAMS: Final = 65_536
 """Accounts, payments and transfers that are remembered; the least recently used are forgotten."""
 
-CALLS_MOST: Final = 800
+CALLS_MOST: Final = 500
 """Calls that are under way at once. More are refused, with a pause: at some thousand a second they would only wait."""
 
 DEADLINE_DEFAULT_S: Final = 30.0

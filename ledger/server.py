@@ -39,7 +39,7 @@ from ledger.tokens import TokenBook
 from projections.queries import Queries
 
 GRACE_S: Final = 5.0
-PENDING_MOST: Final = 1_000
+PENDING_MOST: Final = 128
 _HEALTH_POLL_S: Final = 0.1
 _START_POLL_S: Final = 0.01
 
@@ -173,7 +173,7 @@ def _start_grpc(
         # Without this a second server on the same port would start without a word and swallow connections.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.message_most_bytes),
-        # Calls that have come and are not taken up yet: from so many on gRPC cuts off some, from twice as many all.
+        # Calls beyond those that GrpcServer has room for: from so many on gRPC cuts off some, from twice as many all.
         ("grpc.server.max_pending_requests", PENDING_MOST),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MOST),
     ]

@@ -18,6 +18,8 @@ from serving import LedgerServer, eventually, serving
 from test_api import Client, Refused, authorize, batch, leg, opening, refused_by, transfer
 from test_cli import turn_held
 
+from bench.load import Job
+from bench.programs import asked
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, FreezeAccountRequest, GetAccountRequest
 
 CALLS_MOST: Final = 20
@@ -72,6 +74,17 @@ def test_thousands_of_calls_at_once_are_each_told_why_they_are_refused(narrow: L
             refused = [refused_by(call.exception()) for call in calls]
         assert refused == [FULL] * AT_ONCE
         assert [call.result().replayed for call in inside] == [False] * CALLS_MOST
+
+
+def test_a_server_at_rest_has_room_again_for_many_at_once(narrow: LedgerServer, tag: str) -> None:
+    """However fast they come: each of 900 is told why it is refused, and so are those of the next times."""
+    with client_of(narrow, tag) as client, turn_held(narrow.dsn(), narrow.ledger) as until_somebody_waits:
+        fill(client)
+        until_somebody_waits()
+        for number in range(3):
+            of = {"ledger": narrow.ledger, "outstanding": 900, "connections": 8, "refusals": True}
+            result = asked(Job("authorize", [narrow.address], f"{tag}{number}", 900, **of))
+            assert (result.refused, result.cut_off) == (900, 0)
 
 
 def test_queries_are_answered_while_commands_have_taken_all_their_places(narrow: LedgerServer, tag: str) -> None:
