@@ -188,17 +188,27 @@ class Committer:
 
     def _run(self) -> None:
         while not (self._stopping and not len(self._queue)):
-            if self._writer is None and not self._connect():
-                self._refuse_all()
-                if not self._stopping:
-                    sleep(_RECONNECT_S)
-                continue
-            chunks = self._queue.take(_IDLE_CHECK_S)
-            if chunks:
-                self._commit(chunks)
-            if not self._stopping and (not chunks or monotonic() > self._next_check):
-                self._guard(self._check)
+            try:
+                self._serve_once()
+            except Exception:  # If the thread just ended, callers would wait, and health would call it well.
+                log.exception("committer_failed", ledger=self._ledger)
+                self._memory.forget_all()
+                self._lose_database()
+                sleep(_RECONNECT_S)
         self._disconnect()
+
+    def _serve_once(self) -> None:
+        """Commit what waits, and look now and then whether all is well."""
+        if self._writer is None and not self._connect():
+            self._refuse_all()
+            if not self._stopping:
+                sleep(_RECONNECT_S)
+            return
+        chunks = self._queue.take(_IDLE_CHECK_S)
+        if chunks:
+            self._commit(chunks)
+        if not self._stopping and (not chunks or monotonic() > self._next_check):
+            self._guard(self._check)
 
     def _commit(self, chunks: list[Chunk]) -> None:
         """Decide, record and answer. Whatever fails, every chunk is answered."""

@@ -1286,6 +1286,35 @@ def test_who_is_told_of_an_append_cannot_undo_it(dsn: str, ledger: str, serve: S
     assert at_head(dsn, ledger) == 1
 
 
+@pytest.mark.parametrize("where", ["in a listener", "in a look at the clock"])
+def test_an_error_that_nobody_foresaw_stops_nothing(dsn: str, ledger: str, serve: Serve, where: str) -> None:
+    """Whatever breaks between commands, the next are decided, on what the log holds."""
+    broken = threading.Event()
+
+    def fail_once() -> None:
+        if not broken.is_set():
+            broken.set()
+            raise RuntimeError("nobody foresaw this")
+
+    if where == "in a listener":
+        desk = serve(committed=lambda _results, _took_s: fail_once())
+    else:
+        broken.set()
+
+        def clock() -> datetime:
+            fail_once()
+            return utc_now()
+
+        desk = serve(clock=clock)
+        broken.clear()
+        assert broken.wait(FOREVER_S)
+    for command in (*WORLD, authorize(1)):
+        eventually(lambda command=command: "refused" not in desk.answer(command))
+    assert broken.is_set()
+    assert at_head(dsn, ledger) == 8
+    check_log(dsn, ledger)
+
+
 def test_listeners_are_told_every_head(dsn: str, ledger: str, serve: Serve) -> None:
     """The head is told after each append, in order; a batch without events tells nothing."""
     heads: SimpleQueue[int] = SimpleQueue()
