@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from threading import Thread
 from time import monotonic, sleep
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import structlog
@@ -243,14 +243,14 @@ class Committer:
             results = _all(chunks, Internal())
         self._answer(chunks, results)
         # What others are told, and what is tidied up, is not waited for by whoever asked.
-        self._committed(results, monotonic() - began)
+        self._tell(self._committed, results, monotonic() - began)
         if self._memory.head != before:
-            self._tell_appended()
+            self._tell(self._appended, self._memory.head.position)
         self._memory.tidy()
 
-    def _tell_appended(self) -> None:
+    def _tell(self, listener: Callable[..., None], *news: Any) -> None:
         try:
-            self._appended(self._memory.head.position)
+            listener(*news)
         except Exception:
             log.exception("listener_failed", ledger=self._ledger)
 

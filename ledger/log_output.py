@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Final, TextIO
+from typing import Final
 
 import structlog
 
@@ -38,24 +38,19 @@ def configure(level: str, output: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(_Dispensable(sys.stderr)),  # type: ignore[arg-type]
+        logger_factory=lambda *_: _DispensableLines(sys.stderr),
         cache_logger_on_first_use=True,
     )
 
 
-class _Dispensable:
-    """A stream whose text is lost where it can't be written: no payment waits for a disk full of logs."""
+class _DispensableLines(structlog.PrintLogger):
+    """Prints lines, and loses those that can't be written: no payment waits for a disk full of logs."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream: Final = stream
-
-    def write(self, text: str) -> None:
+    def msg(self, message: str) -> None:
         with suppress(OSError):
-            self._stream.write(text)
+            super().msg(message)
 
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
+    debug = info = warning = error = critical = msg
 
 
 def _add_call(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

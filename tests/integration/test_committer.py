@@ -1286,31 +1286,36 @@ def test_who_is_told_of_an_append_cannot_undo_it(dsn: str, ledger: str, serve: S
     assert at_head(dsn, ledger) == 1
 
 
-@pytest.mark.parametrize("where", ["in a listener", "in a look at the clock"])
-def test_an_error_that_nobody_foresaw_stops_nothing(dsn: str, ledger: str, serve: Serve, where: str) -> None:
-    """Whatever breaks between commands, the next are decided, on what the log holds."""
-    broken = threading.Event()
+def test_who_is_told_of_results_keeps_no_other_from_its_news(dsn: str, ledger: str, serve: Serve) -> None:
+    """An error in one listener: the other is told the head all the same, and nothing has to be loaded again."""
 
-    def fail_once() -> None:
-        if not broken.is_set():
-            broken.set()
+    def fail(_results: object, _took_s: float) -> None:
+        raise RuntimeError("the listener is gone")
+
+    heads: SimpleQueue[int] = SimpleQueue()
+    desk = serve(committed=fail, appended=heads.put)
+    desk.do(*WORLD)
+    assert heads.get(timeout=5) == 6
+    assert desk.committer.outage is None
+    assert desk.committer.remembered == len(WORLD)
+    check_log(dsn, ledger)
+
+
+def test_an_error_that_nobody_foresaw_stops_nothing(dsn: str, ledger: str, serve: Serve) -> None:
+    """A look at the clock breaks between commands: the next are decided, on what the log holds."""
+    fails = threading.Event()
+
+    def clock() -> datetime:
+        if fails.is_set():
+            fails.clear()
             raise RuntimeError("nobody foresaw this")
+        return utc_now()
 
-    if where == "in a listener":
-        desk = serve(committed=lambda _results, _took_s: fail_once())
-    else:
-        broken.set()
-
-        def clock() -> datetime:
-            fail_once()
-            return utc_now()
-
-        desk = serve(clock=clock)
-        broken.clear()
-        assert broken.wait(FOREVER_S)
-    for command in (*WORLD, authorize(1)):
-        eventually(lambda command=command: "refused" not in desk.answer(command))
-    assert broken.is_set()
+    desk = serve(clock=clock)
+    desk.do(*WORLD)
+    fails.set()
+    eventually(lambda: not fails.is_set())
+    eventually(lambda: "refused" not in desk.answer(authorize(1)))
     assert at_head(dsn, ledger) == 8
     check_log(dsn, ledger)
 

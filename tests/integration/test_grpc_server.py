@@ -1,0 +1,92 @@
+"""The gRPC server alone: how many calls lie with it until it takes them up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from threading import Event
+from typing import Any, Final
+
+import grpc
+import pytest
+from checks import eventually
+from grpc import StatusCode
+
+from ledger.grpc_server import GrpcServer, Incoming
+from ledger.server import PENDING_MOST
+
+METHOD: Final = "/test.Service/Any"
+WAIT_S: Final = 60.0
+CUT_OFF: Final = StatusCode.CANCELLED
+REFUSED: Final = StatusCode.RESOURCE_EXHAUSTED
+
+
+class Halting:
+    """Refuses every call, and stops the server's thread at some of them until it is told to go on."""
+
+    def __init__(self, *at: int) -> None:
+        self.halts: Final = {number: (Event(), Event()) for number in at}
+        self._seen = 0
+
+    def __call__(self, incoming: Incoming) -> bool:
+        self._seen += 1
+        if self._seen in self.halts:
+            reached, told = self.halts[self._seen]
+            reached.set()
+            assert told.wait(WAIT_S)
+        incoming.end(REFUSED.value[0])
+        return True
+
+    def reached(self, number: int) -> None:
+        """Return when it has stopped there."""
+        assert self.halts[number][0].wait(WAIT_S)
+
+    def go_on(self, number: int) -> None:
+        self.halts[number][1].set()
+
+
+@pytest.fixture
+def halting() -> Halting:
+    return Halting(1, 1_000)
+
+
+@pytest.fixture
+def call(halting: Halting) -> Iterator[Any]:
+    """Makes a call to a server with the limits of ours."""
+    options = [
+        ("grpc.server.max_pending_requests", PENDING_MOST),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MOST),
+    ]
+    server = GrpcServer({METHOD: lambda *_: None}, options, halting)
+    port = server.add_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        rpc = channel.unary_unary(METHOD)
+        yield lambda: rpc.future(b"", timeout=WAIT_S)
+    for number in halting.halts:
+        halting.go_on(number)
+    asyncio.run(server.stop(1))
+
+
+def cut_off(calls: list[Any]) -> int:
+    return sum(each.done() and each.code() is CUT_OFF for each in calls)
+
+
+def test_there_is_room_for_many_at_once_and_for_few_while_more_come_than_are_taken_up(
+    halting: Halting, call: Any
+) -> None:
+    """After a rest for 1,000; then, until all is taken up, for 64; beside what the core keeps by itself."""
+    at_once = [call() for _ in range(3_000)]
+    halting.reached(1)
+    eventually(lambda: cut_off(at_once) >= 2_000 - 2 * PENDING_MOST)
+    assert cut_off(at_once) <= 2_000 - PENDING_MOST
+    halting.go_on(1)
+
+    halting.reached(1_000)  # The room is used up, and there are more.
+    meanwhile = [call() for _ in range(1_000)]
+    eventually(lambda: cut_off(meanwhile) >= 1_000 - 64 - 2 * PENDING_MOST)
+    halting.go_on(1_000)
+    assert {each.code() for each in at_once + meanwhile} == {CUT_OFF, REFUSED}
+
+    after = [call() for _ in range(1_000)]
+    assert {each.code() for each in after} == {REFUSED}
