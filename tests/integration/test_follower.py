@@ -93,13 +93,21 @@ def test_reading_ahead_that_fails_is_made_up_for(
     head = history.write()
     follower = follow(batch_events=40)
     applied = ended = 0
-    while count := follower.run_once():
-        applied += count
-        (_, *ahead) = [pid for pid in sessions_of_followers(dsn) if pid not in others]
-        for pid in ahead:
-            with psycopg.connect(dsn) as connection:
-                connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-            ended += 1
+    with structlog.testing.capture_logs() as logs:
+        while count := follower.run_once():
+            applied += count
+
+            def reads_ahead() -> bool:
+                """Or has found that its session is gone, or has nothing more to read."""
+                failed = any(each.get("after") == follower.position for each in logs)
+                return failed or follower.position == head or len(set(sessions_of_followers(dsn)) - set(others)) > 1
+
+            eventually(reads_ahead)
+            (_, *ahead) = [pid for pid in sessions_of_followers(dsn) if pid not in others]
+            for pid in ahead:
+                with psycopg.connect(dsn) as connection:
+                    connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+                ended += 1
     assert ended > 3
     assert applied == head == follower.position
     check_read_models(dsn, ledger)
