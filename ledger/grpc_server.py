@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -30,7 +31,7 @@ Refuse: TypeAlias = Callable[["Incoming"], bool]
 
 _ROOM: Final = 1_000
 _ROOM_WHILE_BUSY: Final = 64
-"""How many calls may lie here until they are taken up; the core cuts off what comes beyond these and its own few.
+"""How many calls of an rpc may lie here until they are taken up; the core cuts off what comes beyond these and its own.
 
 Many for those that come at once. But where more come than are taken up, all that lies here only makes everybody wait:
 so what was used up of the room is there again when all is taken up, and few places until then.
@@ -55,17 +56,17 @@ class Incoming:
     To a client that has gone nothing more is sent, and that is no error.
     """
 
-    __slots__ = ("_begun", "_call", "_deadline", "_there", "_watched", "metadata", "method")
+    __slots__ = ("_begun", "_call", "_deadline", "_there", "_watched", "metadata", "path")
 
-    def __init__(self, event: Any, there: set[int]) -> None:
+    def __init__(self, event: Any, there: set[int], path: str) -> None:
         """It is among those `there` until nobody holds it any more."""
         self._there: Final = there
         there.add(id(self))
         self._call: Final = event.call
         self._deadline: Final[float] = event.call_details.deadline
         self._begun = self._watched = False
-        self.method: Final[bytes] = event.call_details.method
-        """As it came: any bytes."""
+        self.path: Final = path
+        """Of its rpc; empty if there is none of the name that it came with."""
         self.metadata: Final[Metadata] = event.invocation_metadata
 
     def __del__(self) -> None:
@@ -138,26 +139,46 @@ class Incoming:
     def _start(self, operations: tuple[Any, ...], then: Callable[[Any], None]) -> None:
         error = self._call.start_server_batch(operations, then)
         if error:
-            raise RuntimeError(f"gRPC's core does not take a step of {self.method!r}: error {error}")
+            raise RuntimeError(f"gRPC's core does not take a step of {self.path!r}: error {error}")
+
+
+class _Door:
+    """Where the calls of one rpc come in, or those of no rpc that there is: their path is empty."""
+
+    __slots__ = ("asked", "called", "path", "take")
+
+    def __init__(self, path: str, take: Take | None, called: Callable[[_Door, Any], None]) -> None:
+        self.path: Final = path
+        self.take: Final = take
+        self.called: Final = partial(called, self)
+        self.asked = 0
+        """For how many calls the core was asked that were not taken up yet."""
 
 
 class GrpcServer:
-    """Serves rpcs by their full path, `/package.Service/Method`; of any other, nothing is read."""
+    """Serves rpcs by their full path, `/package.Service/Method`; of any other, nothing is read.
+
+    Each rpc has room of its own: where one is flooded, another's calls, and health checks, are still taken up.
+    """
 
     def __init__(
-        self, rpcs: Mapping[str, Take], options: Sequence[tuple[str, Any]], refuse: Refuse | None = None
+        self,
+        rpcs: Mapping[str, Take],
+        options: Sequence[tuple[str, Any]],
+        refuse: Refuse | None = None,
     ) -> None:
         """`refuse` is asked of every call to one of the rpcs."""
-        self._rpcs: Final = {path.encode(): take for path, take in rpcs.items()}
         self._refuse: Final = refuse
         self._server: Final = cygrpc.Server(tuple(options), False)
         self._events: Final = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._events)
+        for path in rpcs:
+            self._server.register_method(path)
+        self._doors: Final = [_Door(path, take, self._called) for path, take in rpcs.items()]
+        self._doors.append(_Door("", None, self._called))
         self._thread: Final = threading.Thread(target=self._serve, name="grpc", daemon=True)
         self._all_ended: Final = threading.Event()
         self._there: Final[set[int]] = set()
-        self._places = 0
-        """For how many calls the core was asked that were not taken up yet."""
 
     def add_port(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen there as well; the port that it became. Raises RuntimeError if that can't be."""
@@ -170,7 +191,6 @@ class GrpcServer:
     def start(self) -> None:
         """Take calls from now on."""
         self._server.start()
-        self._make_room(_ROOM)
         self._thread.start()
 
     async def stop(self, grace_s: float) -> None:
@@ -199,7 +219,8 @@ class GrpcServer:
         while True:
             event = self._events.poll(_AT_ONCE)
             if event.completion_type == cygrpc.CompletionType.queue_timeout:
-                self._make_room(_ROOM)
+                for door in self._doors:
+                    self._make_room(door, _ROOM)
                 event = self._events.poll()
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
                 return
@@ -210,20 +231,25 @@ class GrpcServer:
             # A call that is over must not be kept by what is left here while the next event is waited for.
             del event
 
-    def _make_room(self, places: int) -> None:
-        """Ask for calls until so many are asked for."""
+    def _make_room(self, door: _Door, places: int) -> None:
+        """Ask for calls of an rpc until so many are asked for."""
+        if door.asked >= places:
+            return
         with suppress(ValueError):  # The server was told to stop just now.
-            while self._places < places:
-                self._server.request_call(self._events, self._events, self._called)
-                self._places += 1
+            while door.asked < places:
+                if door.path:
+                    self._server.request_registered_call(self._events, self._events, door.path, door.called)
+                else:
+                    self._server.request_call(self._events, self._events, door.called)
+                door.asked += 1
 
-    def _called(self, event: Any) -> None:
-        self._places -= 1
+    def _called(self, door: _Door, event: Any) -> None:
+        door.asked -= 1
         if not event.success:
             return  # The server stops, and a call that was asked for will not come.
-        self._make_room(_ROOM_WHILE_BUSY)
-        incoming = Incoming(event, self._there)
-        take = self._rpcs.get(incoming.method)
+        self._make_room(door, _ROOM_WHILE_BUSY)
+        incoming = Incoming(event, self._there, door.path)
+        take = door.take
         if take is None:
             incoming.end(grpc.StatusCode.UNIMPLEMENTED.value[0], "Method not found!")
         elif self._refuse is None or not self._refuse(incoming):

@@ -39,7 +39,7 @@ from ledger.tokens import TokenBook
 from projections.queries import Queries
 
 GRACE_S: Final = 5.0
-PENDING_MOST: Final = 128
+PENDING_MOST: Final = 32
 _HEALTH_POLL_S: Final = 0.1
 _START_POLL_S: Final = 0.01
 

@@ -267,14 +267,14 @@ def refuser(gate: Gate, metrics: ServerMetrics) -> Callable[[Incoming], bool]:
     That costs a fifth of what it does later, and no stranger can leave such calls open by never sending a request.
     """
     methods = [(service, method) for service in SERVICES for method in service.methods]
-    known = {f"/{service.full_name}/{each.name}".encode(): (each.name, _kind(each)) for service, each in methods}
+    known = {f"/{service.full_name}/{each.name}": (each.name, _kind(each)) for service, each in methods}
     ended = {rpc: metrics.of_rpc(rpc) for rpc, _ in known.values()}
     full = {kind: ending(gate.full[kind]) for kind in Kind}
 
     def refuse(incoming: Incoming) -> bool:
-        if incoming.method not in known:
+        if incoming.path not in known:
             return False
-        rpc, kind = known[incoming.method]
+        rpc, kind = known[incoming.path]
         began = perf_counter()
         try:
             caller = gate.identify(incoming)

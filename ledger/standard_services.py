@@ -134,7 +134,7 @@ def _go_on(loop: asyncio.AbstractEventLoop, incoming: Incoming, work: Coroutine[
         except DecodeError:
             incoming.end(StatusCode.INVALID_ARGUMENT.value[0], _MALFORMED)
         except Exception:
-            log.exception("call_failed", rpc=incoming.method.decode(errors="replace"))
+            log.exception("call_failed", rpc=incoming.path)
             incoming.end(StatusCode.INTERNAL.value[0])
 
     incoming.go_on(loop, whole())

@@ -1,4 +1,4 @@
-"""The gRPC server alone: how many calls lie with it until it takes them up."""
+"""The gRPC server alone: how many calls of each rpc lie with it until it takes them up."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from ledger.grpc_server import GrpcServer, Incoming
 from ledger.server import PENDING_MOST
 
 METHOD: Final = "/test.Service/Any"
+OTHER: Final = "/test.Service/Other"
+NONE: Final = "/test.Service/None"
 WAIT_S: Final = 60.0
 CUT_OFF: Final = StatusCode.CANCELLED
 REFUSED: Final = StatusCode.RESOURCE_EXHAUSTED
+UNKNOWN: Final = StatusCode.UNIMPLEMENTED
 
 
 class Halting:
@@ -52,17 +55,17 @@ def halting() -> Halting:
 
 @pytest.fixture
 def call(halting: Halting) -> Iterator[Any]:
-    """Makes a call to a server with the limits of ours."""
+    """Makes a call to a server with the limits of ours, which knows METHOD and OTHER."""
     options = [
         ("grpc.server.max_pending_requests", PENDING_MOST),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MOST),
     ]
-    server = GrpcServer({METHOD: lambda *_: None}, options, halting)
+    server = GrpcServer({METHOD: lambda *_: None, OTHER: lambda *_: None}, options, halting)
     port = server.add_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        rpc = channel.unary_unary(METHOD)
-        yield lambda: rpc.future(b"", timeout=WAIT_S)
+        rpcs = {path: channel.unary_unary(path) for path in (METHOD, OTHER, NONE)}
+        yield lambda path=METHOD: rpcs[path].future(b"", timeout=WAIT_S)
     for number in halting.halts:
         halting.go_on(number)
     asyncio.run(server.stop(1))
@@ -90,3 +93,17 @@ def test_there_is_room_for_many_at_once_and_for_few_while_more_come_than_are_tak
 
     after = [call() for _ in range(1_000)]
     assert {each.code() for each in after} == {REFUSED}
+
+
+@pytest.mark.parametrize("flooded", [METHOD, NONE])
+def test_a_flood_of_one_rpc_leaves_the_others_their_room(halting: Halting, call: Any, flooded: str) -> None:
+    """Of an rpc that there is, or of none: those who call another, such as a health check, are taken up."""
+    first = call()
+    halting.reached(1)
+    flood = [call(flooded) for _ in range(2_000)]
+    eventually(lambda: cut_off(flood) > 0)
+    others = [call(OTHER) for _ in range(500)]
+    halting.go_on(1)
+    halting.go_on(1_000)
+    assert {each.code() for each in [first, *others]} == {REFUSED}
+    assert {each.code() for each in flood} == {CUT_OFF, UNKNOWN if flooded == NONE else REFUSED}
