@@ -40,6 +40,7 @@ class Terms:
     ledger: str
     log_level: str
     log_format: str
+    standby_reads: bool = False
 
 
 class FollowerProcess:
@@ -170,7 +171,7 @@ def main() -> None:
     log_output.configure(terms.log_level, terms.log_format)
     collector.settle()
     arrivals = _Reported(on_wait=lambda _: None)  # Nobody waits in this process.
-    follower = Follower(terms.dsn, terms.ledger, arrivals=arrivals)
+    follower = Follower(terms.dsn, terms.ledger, arrivals=arrivals, standby_reads=terms.standby_reads)
     follower.start()
     for line in sys.stdin:
         if line.strip():

@@ -33,7 +33,8 @@ def run(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
     stopping = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stopping.set())
-    follower, watch, metrics = Follower(dsn, settings.ledger), LagWatch(dsn, settings.ledger), Metrics()
+    follower = Follower(dsn, settings.ledger, standby_reads=settings.read_dsn is not None)
+    watch, metrics = LagWatch(dsn, settings.ledger), Metrics()
     metrics.read_from(lambda: _readings(settings, watch))
     with metrics_served(settings.metrics_listen, metrics.registry):
         follower.start()

@@ -115,7 +115,9 @@ async def _start_parts(
     """Start what decides and what reads; on leaving the stack they end in the opposite order."""
     follower = None
     if settings.follower:
-        follower = FollowerProcess(Terms(dsn, settings.ledger, settings.log_level, settings.log_format))
+        standby_reads = settings.read_dsn is not None
+        terms = Terms(dsn, settings.ledger, settings.log_level, settings.log_format, standby_reads)
+        follower = FollowerProcess(terms)
     events = EventReader(settings.read_dsn or dsn, settings.ledger)
 
     def appended(head: int) -> None:

@@ -69,11 +69,17 @@ class Follower:
         poll_s: float = 0.1,
         batch_events: int = BATCH_EVENTS,
         arrivals: Arrivals | None = None,
+        standby_reads: bool = False,
     ) -> None:
+        """With `standby_reads`, for queries that a standby answers, each batch is flushed as it is committed.
+
+        Else it would reach the standby when Postgres' WAL writer comes by, 0.2 s later or more.
+        """
         self._dsn = dsn
         self._ledger = ledger
         self._poll_s = poll_s
         self._batch_events = batch_events
+        self._standby_reads = standby_reads
         self._mapper = EventMapper()
         self._connection: Connection[Any] | None = None
         self._ahead: Final = ReadAhead(self._connect, self._read)
@@ -203,6 +209,8 @@ class Follower:
     def _connect(self) -> Connection[Any]:
         connection = connect(self._dsn, self._ledger, "ledger-follower", Role.PROJECTOR)
         connection.execute(SQL.settle)
+        if self._standby_reads:
+            connection.execute(SQL.flush)
         return connection
 
     def _disconnect(self) -> None:

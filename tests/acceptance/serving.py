@@ -53,15 +53,16 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 
 class LedgerServer:
-    """`ledger serve`, on a Postgres of its own in a folder, or on the one that LEDGER_TEST_DSN names."""
+    """`ledger serve`, on a Postgres of its own in a folder, or on the one that is given or LEDGER_TEST_DSN names."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, dsn: str | None = None, ledger: str | None = None, **settings: str) -> None:
         """`settings` are more of its environment."""
         self._folder = folder
         self._settings = settings
-        self._given = os.environ.get("LEDGER_TEST_DSN")
+        self._given = dsn or os.environ.get("LEDGER_TEST_DSN")
+        self._leaves_ledger = dsn is not None
         # On a Postgres that others use too, the ledger is one that nobody else has.
-        self.ledger = f"test_{secrets.token_hex(6)}" if self._given else "main"
+        self.ledger = ledger or (f"test_{secrets.token_hex(6)}" if self._given else "main")
         self.address = "127.0.0.1:0"
         self._process: subprocess.Popen[str] | None = None
 
@@ -111,8 +112,8 @@ class LedgerServer:
                 process.kill()
 
     def remove(self) -> None:
-        """Leave nothing behind on a Postgres that was there before."""
-        if self._given:
+        """Leave nothing behind on a Postgres that LEDGER_TEST_DSN names."""
+        if self._given and not self._leaves_ledger:
             remove_ledger(self._given, self.ledger)
 
     @property
@@ -162,9 +163,11 @@ class LedgerServer:
 
 
 @contextmanager
-def serving(folder: Path, **settings: str) -> Iterator[LedgerServer]:
+def serving(
+    folder: Path, dsn: str | None = None, ledger: str | None = None, **settings: str
+) -> Iterator[LedgerServer]:
     """A server that has to end well."""
-    server = LedgerServer(folder, **settings)
+    server = LedgerServer(folder, dsn, ledger, **settings)
     try:
         server.start()
         yield server
