@@ -28,6 +28,7 @@ from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
 from ledger.flags import DataDir, Dsn, LedgerName, Server, settings_of
 from ledger.migrations import SchemaError, migrate, require_migrated
 from ledger.postgres import Role
+from ledger.read_database import WrongReadDatabase
 from ledger.roles import RoleMissing
 from ledger.settings import Settings
 from projections import console as read_models
@@ -63,7 +64,7 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
-    except (EmbeddedPostgresError, SchemaError, RoleMissing, UnsafeDurability) as error:
+    except (EmbeddedPostgresError, SchemaError, RoleMissing, UnsafeDurability, WrongReadDatabase) as error:
         fail(str(error))
     except psycopg.OperationalError as error:
         fail(f"can't reach the database: {' '.join(str(error).split())}")

@@ -28,6 +28,7 @@ from ledger.metrics import ServerMetrics
 from ledger.migrations import require_migrated
 from ledger.parts import READ, WRITE, Parts, readings
 from ledger.rate_limit import RateLimit
+from ledger.read_database import require_same_log
 from ledger.roles import SERVER_ROLES
 from ledger.scraping import metrics_served
 from ledger.services import SERVICES, Desk, Open, refuser, rpcs
@@ -70,10 +71,13 @@ REAL_TIME: Final = Timing()
 def run(settings: Settings, dsn: str, ready: Callable[[str], None], timing: Timing = REAL_TIME) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `ready` is told the address once calls are answered.
 
-    Raises SchemaError, RoleMissing, UnsafeDurability, CannotListen, TlsUnusable or psycopg's errors if it can't start.
+    Raises SchemaError, RoleMissing, UnsafeDurability, WrongReadDatabase, CannotListen, TlsUnusable or psycopg's errors
+    if it can't start.
     """
     require_migrated(dsn, settings.ledger, *SERVER_ROLES, callers=settings.tokens)
     require_durable(dsn, settings.ledger, told=settings.unsafe_durability)
+    if settings.read_dsn is not None:
+        require_same_log(dsn, settings.read_dsn, settings.ledger)
     certificates = _certificates(settings)
     collector.settle()
     uvloop.run(_serve(settings, dsn, certificates, ready, timing))

@@ -163,9 +163,7 @@ class LedgerServer:
 
 
 @contextmanager
-def serving(
-    folder: Path, dsn: str | None = None, ledger: str | None = None, **settings: str
-) -> Iterator[LedgerServer]:
+def serving(folder: Path, dsn: str | None = None, ledger: str | None = None, **settings: str) -> Iterator[LedgerServer]:
     """A server that has to end well."""
     server = LedgerServer(folder, dsn, ledger, **settings)
     try:

@@ -25,6 +25,7 @@ from test_api import COMMAND_NAMES, RPCS, Client, authorize, capture, leg, openi
 
 from ledger.embedded import EmbeddedPostgres, binaries
 from ledger.embedded_process import Program, server_account
+from ledger.exits import EXIT_CANNOT_START
 from ledger.v1.account_pb2 import (
     ACCOUNT_KIND_EXTERNAL,
     GetAccountBalanceRequest,
@@ -147,9 +148,7 @@ def test_every_query_is_answered_by_the_standby_as_by_the_primary(pair: Pair, tm
     """What was just written among them: a read waits until the standby has it."""
     with ExitStack() as stack:
         writes = stack.enter_context(serving(tmp_path, dsn=pair.dsn))
-        reads = stack.enter_context(
-            serving(tmp_path, dsn=pair.dsn, ledger=writes.ledger, LEDGER_READ_DSN=pair.second)
-        )
+        reads = stack.enter_context(serving(tmp_path, dsn=pair.dsn, ledger=writes.ledger, LEDGER_READ_DSN=pair.second))
         client, other = (stack.enter_context(client_of(each, tag)) for each in (writes, reads))
         client.do(opening("bank~", kind=ACCOUNT_KIND_EXTERNAL), opening("alice~"), opening("shop~"))
         before = client(GetTreeHeadRequest(min_position=client.position)).tree_head.tree_size
@@ -191,6 +190,39 @@ def test_what_was_just_written_reaches_the_standby_at_once(pair: Pair, tmp_path:
     with serving(tmp_path, dsn=pair.dsn, **settings) as server, client_of(server, tag) as client:
         client.do(opening("alice~"))
         assert client.account("alice~").account_id == client.name("alice~")
+
+
+def test_a_server_does_not_start_on_reads_from_another_log(pair: Pair, tmp_path: Path, tag: str) -> None:
+    """A database without the ledger, a login that may not read it, and a ledger of the same name that is another."""
+    with serving(tmp_path, dsn=pair.dsn) as server, client_of(server, tag) as client:
+        client.do(opening("alice~"))
+        stranger, elsewhere = f"stranger_{tag}", f"elsewhere_{tag}"
+        with psycopg.connect(pair.dsn, autocommit=True) as session:
+            session.execute(f"CREATE ROLE {stranger} LOGIN PASSWORD 'x'")
+            session.execute(f"CREATE DATABASE {elsewhere}")
+        other = make_conninfo(pair.dsn, dbname=elsewhere)
+        serve = ["serve", *server.where, "--ledger", server.ledger, "--listen", "127.0.0.1:0"]
+
+        def why_not(read_dsn: str) -> str:
+            ended = run_ledger(*serve, LEDGER_READ_DSN=read_dsn)
+            assert (ended.returncode, ended.stdout) == (EXIT_CANNOT_START, "")
+            return ended.stderr
+
+        no_copy = "ledger: LEDGER_READ_DSN does not lead to a copy of this ledger: "
+        assert why_not(other).startswith(f"{no_copy}ledger '{server.ledger}' is not migrated")
+        assert why_not(make_conninfo(pair.dsn, user=stranger, password="x")).startswith(f"{no_copy}{stranger} may not")
+        with serving(tmp_path, dsn=other, ledger=server.ledger) as impostor, client_of(impostor, tag) as its_client:
+            its_client.do(opening("alice~"))
+        assert why_not(other).startswith("ledger: LEDGER_READ_DSN leads to another log: the event at its end")
+
+
+def test_a_standby_that_is_away_keeps_nobody_from_paying(pair: Pair, tmp_path: Path, tag: str) -> None:
+    """The server starts, commands are answered, and queries are unavailable."""
+    nowhere = make_conninfo(pair.second, host="127.0.0.1", port=1)
+    with serving(tmp_path, dsn=pair.dsn, LEDGER_READ_DSN=nowhere) as server, client_of(server, tag) as client:
+        client.do(opening("alice~"))
+        assert client.refuses(GetAccountRequest(account_id="alice~")).code is grpc.StatusCode.UNAVAILABLE
+        assert "read_database_unavailable" in server.log
 
 
 def test_nothing_that_was_answered_is_lost_with_the_primary(pair: Pair, tmp_path: Path, tag: str) -> None:
