@@ -31,6 +31,7 @@ from ledger.postgres import Role
 from ledger.read_database import WrongReadDatabase
 from ledger.roles import RoleMissing
 from ledger.settings import Settings
+from ledger.terminal import have_standard_streams
 from projections import console as read_models
 
 app = typer.Typer(
@@ -59,6 +60,7 @@ app.add_typer(tls.app, name="tls")
 
 def main() -> None:
     """Run the command line; problems that have a known cause end in one line and an exit code."""
+    have_standard_streams()
     # Before gRPC is imported, which only then looks. Its core logs what it is sent, unescaped and line by line: whoever
     # can connect could forge lines of the log, or fill a disk with it.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from ledger.exits import EXIT_USAGE, fail
-from ledger.settings import Settings
+from ledger.settings import Settings, variable
 
 Dsn = Annotated[
     str | None, typer.Option("--dsn", help="Connection string of a Postgres 16 or newer, instead of an embedded one.")
@@ -33,7 +34,14 @@ def settings_of(**flags: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        problems = "; ".join(
-            ": ".join([*map(str, each["loc"]), each["msg"].removeprefix("Value error, ")]) for each in error.errors()
-        )
-        fail(problems, EXIT_USAGE)
+        fail("; ".join(_problem(each, flags=given) for each in error.errors()), EXIT_USAGE)
+
+
+def _problem(error: Any, flags: Container[str]) -> str:
+    """What is wrong, of the flag or the variable that it was given in."""
+    message: str = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message  # It names what it is about.
+    field = str(error["loc"][0])
+    name = f"--{field.replace('_', '-')}" if field in flags else variable(field)
+    return f"{name}: {message[:1].lower()}{message[1:]}"

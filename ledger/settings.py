@@ -116,7 +116,7 @@ class Settings(BaseSettings):
         _require_with(self, "client_cert", "ca")
         _require_with(self, "rate_burst", "rate_per_s")
         if self.token is not None and self.token_file is not None:
-            raise ValueError("token and token_file are both set: it is one of them")
+            raise ValueError(f"{variable('token')} and {variable('token_file')} are both set: it is one of them")
         return self
 
     @property
@@ -143,6 +143,11 @@ class Settings(BaseSettings):
         return self.tree_key or (self.data_dir / "tree.key" if self.dsn is None else None)
 
 
+def variable(field: str) -> str:
+    """The environment variable that a setting is read from."""
+    return f"LEDGER_{field.upper()}"
+
+
 def _require_with(settings: Settings, name: str, other: str) -> None:
     if getattr(settings, name) is not None and getattr(settings, other) is None:
-        raise ValueError(f"{name} is set and {other} is not: they go together")
+        raise ValueError(f"{variable(name)} is set and {variable(other)} is not: they go together")

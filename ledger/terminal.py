@@ -1,7 +1,9 @@
-"""Text from anywhere, as it may stand on a terminal: nothing in it can move the cursor or pass for something else."""
+"""Standard streams, and text from anywhere as it may stand on a terminal: nothing in it can pass for something else."""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Final
 
 _QUOTED_LENGTH: Final = 60
@@ -15,3 +17,17 @@ def quoted(text: str) -> str:
 def printable(text: str) -> str:
     """The whole text on one line: what can't be printed is escaped, the rest stays as it is."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def have_standard_streams() -> None:
+    """Give a program that was started without one of the three (as by `2>&-`) one that leads nowhere.
+
+    Else the next file or connection that it opens would take the number, and have lines for people written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # It takes the lowest number that is free.
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")

@@ -291,12 +291,22 @@ REFUSALS: Final = [
     Refusal(2, "not a loopback address", ["serve"], {"LEDGER_LISTEN": "[::]:50051"}),
     Refusal(2, "set LEDGER_TOKENS=true", ["serve", "--listen", "0.0.0.0:0"], TLS),
     Refusal(2, "set LEDGER_TLS_CERT and LEDGER_TLS_KEY", ["serve", "--listen", "0.0.0.0:0"], {"LEDGER_TOKENS": "1"}),
-    Refusal(2, "tls_cert is set and tls_key is not", ["serve"], {"LEDGER_TLS_CERT": "a"}),
-    Refusal(2, "tls_client_ca is set and tls_cert is not", ["serve"], {"LEDGER_TLS_CLIENT_CA": "a"}),
-    Refusal(2, "client_cert is set and ca is not", ["dsn"], {"LEDGER_CLIENT_CERT": "a", "LEDGER_CLIENT_KEY": "a"}),
-    Refusal(2, "both set", ["dsn"], {"LEDGER_TOKEN": SESAME, "LEDGER_TOKEN_FILE": "a"}),
-    Refusal(2, "rate_burst is set and rate_per_s is not", ["serve"], {"LEDGER_RATE_BURST": "10"}),
-    Refusal(2, "calls_most", ["serve"], {"LEDGER_CALLS_MOST": "0"}),
+    Refusal(2, "LEDGER_TLS_CERT is set and LEDGER_TLS_KEY is not", ["serve"], {"LEDGER_TLS_CERT": "a"}),
+    Refusal(2, "LEDGER_TLS_CLIENT_CA is set and LEDGER_TLS_CERT is not", ["serve"], {"LEDGER_TLS_CLIENT_CA": "a"}),
+    Refusal(
+        2,
+        "LEDGER_CLIENT_CERT is set and LEDGER_CA is not",
+        ["dsn"],
+        {"LEDGER_CLIENT_CERT": "a", "LEDGER_CLIENT_KEY": "a"},
+    ),
+    Refusal(
+        2,
+        "LEDGER_TOKEN and LEDGER_TOKEN_FILE are both set",
+        ["dsn"],
+        {"LEDGER_TOKEN": SESAME, "LEDGER_TOKEN_FILE": "a"},
+    ),
+    Refusal(2, "LEDGER_RATE_BURST is set and LEDGER_RATE_PER_S is not", ["serve"], {"LEDGER_RATE_BURST": "10"}),
+    Refusal(2, "^ledger: LEDGER_CALLS_MOST: input should be greater", ["serve"], {"LEDGER_CALLS_MOST": "0"}),
     Refusal(3, "can't read none.pem", ["account", "list"], {"LEDGER_CA": "none.pem"}),
     Refusal(3, "can't read none.token", ["account", "list"], {"LEDGER_TOKEN_FILE": "none.token"}),
     Refusal(
@@ -305,13 +315,13 @@ REFUSALS: Final = [
         ["account", "list", "--server", "ledger.example:1"],
         {"LEDGER_TOKEN": SESAME},
     ),
-    Refusal(2, "HOST:PORT", ["serve", "--listen", "nonsense"]),
+    Refusal(2, "--listen: .*HOST:PORT", ["serve", "--listen", "nonsense"]),
     Refusal(2, "HOST:PORT", ["serve", "--listen", "127.0.0.1:99999"]),
     Refusal(2, "ledger's name", ["migrate", "--ledger", "Main"]),
-    Refusal(2, "log_level", ["dsn"], {"LEDGER_LOG_LEVEL": "loud"}),
-    Refusal(2, "queue_most_commands", ["dsn"], {"LEDGER_QUEUE_MOST_COMMANDS": "0"}),
-    Refusal(2, "memory_most_streams", ["dsn"], {"LEDGER_MEMORY_MOST_STREAMS": "many"}),
-    Refusal(2, "follower", ["dsn"], {"LEDGER_FOLLOWER": "perhaps"}),
+    Refusal(2, "LEDGER_LOG_LEVEL: input should be 'debug'", ["dsn"], {"LEDGER_LOG_LEVEL": "loud"}),
+    Refusal(2, "LEDGER_QUEUE_MOST_COMMANDS: ", ["dsn"], {"LEDGER_QUEUE_MOST_COMMANDS": "0"}),
+    Refusal(2, "LEDGER_MEMORY_MOST_STREAMS: ", ["dsn"], {"LEDGER_MEMORY_MOST_STREAMS": "many"}),
+    Refusal(2, "LEDGER_FOLLOWER: ", ["dsn"], {"LEDGER_FOLLOWER": "perhaps"}),
     Refusal(2, "--dsn", ["follow"]),
     Refusal(3, "reach the database", ["serve", "--dsn", NOBODY]),
     Refusal(3, "reach the database", ["migrate"], {"LEDGER_DSN": NOBODY}),
@@ -371,7 +381,7 @@ def test_a_demo_whose_server_does_not_start_says_so(shell: Shell) -> None:
     """Here because of a setting in the environment; without a traceback."""
     ended = shell("demo", LEDGER_LOG_LEVEL="loud")
     assert ended.code in (2, 3)
-    assert "log_level" in ended.err
+    assert "LEDGER_LOG_LEVEL" in ended.err
 
 
 # --- serving ---------------------------------------------------------------------------------------------------------

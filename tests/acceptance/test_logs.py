@@ -14,7 +14,7 @@ from typing import Any, Final
 import grpc
 import psycopg
 import pytest
-from serving import eventually, run_ledger
+from serving import LEDGER, ROOT, STOPS_WITHIN_S, environment, eventually, run_ledger
 from test_api import freeze, opening
 from test_health import NOT_SERVING, SERVING, WRITE, client_of, health, postmaster_of, served
 
@@ -111,6 +111,20 @@ def test_payments_go_on_though_no_line_can_be_logged(tmp_path: Path, log: Path, 
         eventually(lambda: health(client.channel, *WRITE) == {SERVING})
         client(opening("bob~"))
         assert client(GetAccountRequest(account_id="bob~", min_position=client.position)).account.version == 1
+
+
+def test_a_server_that_was_started_without_stderr_serves(tmp_path: Path) -> None:
+    """Nor is anything that it opens taken for stderr, and written to."""
+    command = [*LEDGER, "serve", "--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]
+    settings = environment() | {"LEDGER_LOG_LEVEL": "debug"}
+    with subprocess.Popen(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command], stdout=subprocess.PIPE, cwd=ROOT, env=settings, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ledger: serving on ")
+        assert os.readlink(f"/proc/{process.pid}/fd/2") == os.devnull
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STOPS_WITHIN_S) == 0
 
 
 @pytest.mark.parametrize(
