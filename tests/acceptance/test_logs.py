@@ -122,7 +122,7 @@ def test_a_server_that_was_started_without_stderr_serves(tmp_path: Path) -> None
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("ledger: serving on ")
-        assert os.readlink(f"/proc/{process.pid}/fd/2") == os.devnull
+        assert Path(f"/proc/{process.pid}/fd/2").readlink() == Path(os.devnull)
         process.send_signal(signal.SIGTERM)
         assert process.wait(STOPS_WITHIN_S) == 0
 
