@@ -99,7 +99,11 @@ class Gate:
 
     def is_full(self, kind: Kind) -> bool:
         """Whether nobody is let in until somebody leaves."""
-        return self._inside[kind] >= self._limits.calls_most
+        return self.free(kind) <= 0
+
+    def free(self, kind: Kind) -> int:
+        """How many more are let in now."""
+        return self._limits.calls_most - self._inside[kind]
 
     def identify(self, incoming: Incoming) -> Caller:
         """Who calls. Raises Unauthenticated or CallersUnavailable."""

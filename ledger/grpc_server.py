@@ -29,12 +29,16 @@ Take: TypeAlias = Callable[["Incoming", bytes | None], None]
 Refuse: TypeAlias = Callable[["Incoming"], bool]
 """Asked before anything of a call is read: whether it was ended right there."""
 
+Free: TypeAlias = Callable[[str], int]
+"""How many more calls of the rpc of that path would be let in now."""
+
 _ROOM: Final = 1_000
 _ROOM_WHILE_BUSY: Final = 64
 """How many calls of an rpc may lie here until they are taken up; the core cuts off what comes beyond these and its own.
 
 Many for those that come at once. But where more come than are taken up, all that lies here only makes everybody wait:
-so what was used up of the room is there again when all is taken up, and few places until then.
+so what was used up of the room is there again when all is taken up, and until then as many places as there are for
+calls to be let in, or few for them to be refused.
 """
 
 _AT_ONCE: Final = 0.0
@@ -145,11 +149,12 @@ class Incoming:
 class _Door:
     """Where the calls of one rpc come in, or those of no rpc that there is: their path is empty."""
 
-    __slots__ = ("asked", "called", "path", "take")
+    __slots__ = ("asked", "called", "free", "path", "take")
 
-    def __init__(self, path: str, take: Take | None, called: Callable[[_Door, Any], None]) -> None:
+    def __init__(self, path: str, take: Take | None, free: Free, called: Callable[[_Door, Any], None]) -> None:
         self.path: Final = path
         self.take: Final = take
+        self.free: Final = partial(free, path)
         self.called: Final = partial(called, self)
         self.asked = 0
         """For how many calls the core was asked that were not taken up yet."""
@@ -166,16 +171,18 @@ class GrpcServer:
         rpcs: Mapping[str, Take],
         options: Sequence[tuple[str, Any]],
         refuse: Refuse | None = None,
+        free: Free = lambda _: 0,
     ) -> None:
-        """`refuse` is asked of every call to one of the rpcs."""
+        """`refuse` is asked of every call to one of the rpcs; `free` says how many it would not refuse."""
         self._refuse: Final = refuse
         self._server: Final = cygrpc.Server(tuple(options), False)
         self._events: Final = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._events)
         for path in rpcs:
             self._server.register_method(path)
-        self._doors: Final = [_Door(path, take, self._called) for path, take in rpcs.items()]
-        self._doors.append(_Door("", None, self._called))
+        unknown = _Door("", None, lambda _: 0, self._called)
+        self._used: Final = {unknown, *(_Door(path, take, free, self._called) for path, take in rpcs.items())}
+        """Those that may have less room than there is after a rest."""
         self._thread: Final = threading.Thread(target=self._serve, name="grpc", daemon=True)
         self._all_ended: Final = threading.Event()
         self._there: Final[set[int]] = set()
@@ -219,9 +226,13 @@ class GrpcServer:
         while True:
             event = self._events.poll(_AT_ONCE)
             if event.completion_type == cygrpc.CompletionType.queue_timeout:
-                for door in self._doors:
-                    self._make_room(door, _ROOM)
+                while self._used:
+                    door = self._used.pop()
+                    self._make_room(door, max(_ROOM, door.free()))
                 event = self._events.poll()
+            else:
+                for door in self._used:
+                    self._make_room(door, max(_ROOM_WHILE_BUSY, door.free()))
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
                 return
             try:
@@ -233,8 +244,6 @@ class GrpcServer:
 
     def _make_room(self, door: _Door, places: int) -> None:
         """Ask for calls of an rpc until so many are asked for."""
-        if door.asked >= places:
-            return
         with suppress(ValueError):  # The server was told to stop just now.
             while door.asked < places:
                 if door.path:
@@ -247,7 +256,7 @@ class GrpcServer:
         door.asked -= 1
         if not event.success:
             return  # The server stops, and a call that was asked for will not come.
-        self._make_room(door, _ROOM_WHILE_BUSY)
+        self._used.add(door)
         incoming = Incoming(event, self._there, door.path)
         take = door.take
         if take is None:

@@ -31,12 +31,14 @@ from ledger.rate_limit import RateLimit
 from ledger.read_database import require_same_log
 from ledger.roles import SERVER_ROLES
 from ledger.scraping import metrics_served
-from ledger.services import SERVICES, Desk, Open, refuser, rpcs
+from ledger.services import SERVICES, Desk, Open, free_places, refuser, rpcs
 from ledger.settings import Settings, split_address
 from ledger.standard_services import HEALTH, REFLECTION, Health, reflection_rpcs
 from ledger.sweeper import SWEEP_EVERY_S, Sweeper
 from ledger.tls import Certificates, TlsFiles
 from ledger.tokens import TokenBook
+from projections.connections import Connections
+from projections.log_head import LogHead
 from projections.queries import Queries
 
 GRACE_S: Final = 5.0
@@ -122,7 +124,10 @@ async def _start_parts(
         standby_reads = settings.read_dsn is not None
         terms = Terms(dsn, settings.ledger, settings.log_level, settings.log_format, standby_reads)
         follower = FollowerProcess(terms)
-    events = EventReader(settings.read_dsn or dsn, settings.ledger)
+    heads = Connections(dsn, settings.ledger, name="ledger-heads", most=1)
+    stack.push_async_callback(heads.close)
+    log_head = LogHead(heads.rows, known=lambda: committer.head.position)
+    events = EventReader(settings.read_dsn or dsn, settings.ledger, log_head)
 
     def appended(head: int) -> None:
         events.appended(head)
@@ -139,9 +144,8 @@ async def _start_parts(
         memory_most=settings.memory_most_streams,
         committed=metrics.committed,
     )
-    head = lambda: committer.head.position  # noqa: E731
     arrivals = None if follower is None else follower.arrivals
-    queries = Queries(settings.read_dsn or dsn, settings.ledger, arrivals=arrivals, head=head)
+    queries = Queries(settings.read_dsn or dsn, settings.ledger, arrivals=arrivals, log_head=log_head)
     await queries.open()
     stack.push_async_callback(queries.close)
     events.open()
@@ -157,7 +161,7 @@ async def _start_parts(
         signer.start()
         stack.push_async_callback(asyncio.to_thread, signer.stop)
     sweeper = Sweeper(committer, queries.expired_payments, timing.sweeper_clock, timing.sweep_every_s)
-    return Parts(settings, committer, queries, Proofs(queries.rows), events, sweeper, signer)
+    return Parts(settings, committer, queries, Proofs(queries.rows, log_head), events, sweeper, signer)
 
 
 async def _gate(settings: Settings, dsn: str, stack: AsyncExitStack) -> Gate:
@@ -189,7 +193,7 @@ def _start_grpc(
     health = Health()
     described = [*(each.full_name for each in SERVICES), HEALTH, REFLECTION]
     served = {**rpcs(desk, gate, metrics), **health.rpcs(), **reflection_rpcs(described, gate)}
-    server = GrpcServer(served, options, refuser(gate, metrics))
+    server = GrpcServer(served, options, refuser(gate, metrics), free_places(gate))
     _require_free(settings.listen)
     try:
         port = server.add_port(settings.listen, None if certificates is None else certificates.credentials())

@@ -21,7 +21,7 @@ from ledger.domain.commands import Command
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
 from ledger.exchange import Ended, Exchange, correlation_id_of, ending
 from ledger.gate import Gate, Kind
-from ledger.grpc_server import Incoming, Take
+from ledger.grpc_server import Free, Incoming, Take
 from ledger.metrics import ServerMetrics
 from ledger.permissions import require_permitted
 from ledger.replies import batch_response, response_to
@@ -289,6 +289,17 @@ def refuser(gate: Gate, metrics: ServerMetrics) -> Callable[[Incoming], bool]:
         return True
 
     return refuse
+
+
+def free_places(gate: Gate) -> Free:
+    """How many more calls of an rpc the gate lets in. Of those that it does not count, such as health's, none."""
+    kinds = {f"/{service.full_name}/{each.name}": _kind(each) for service in SERVICES for each in service.methods}
+
+    def free(path: str) -> int:
+        kind = kinds.get(path)
+        return 0 if kind is None else gate.free(kind)
+
+    return free
 
 
 def _taker(desk: Desk, gate: Gate, method: MethodDescriptor, ended: Ended) -> Take:

@@ -10,8 +10,9 @@ from typing import Final, TypeVar
 from projections import checkpoint
 from projections.arrivals import Arrivals
 from projections.connections import Connections
-from projections.errors import PositionAheadOfHead, ReadModelBehind, ReadModelStopped, ReadsUnavailable
+from projections.errors import ReadModelBehind, ReadModelStopped, ReadsUnavailable
 from projections.lag import Lag
+from projections.log_head import LogHead
 from projections.lookups import Found
 
 WAIT_MOST_S: Final = 5.0
@@ -33,17 +34,17 @@ class Freshness:
     somebody waits. Either way it is what the read itself saw that counts: it may come from a replica.
     """
 
-    def __init__(self, connections: Connections, arrivals: Arrivals | None, head: Callable[[], int]) -> None:
+    def __init__(self, connections: Connections, arrivals: Arrivals | None, log_head: LogHead) -> None:
         """`arrivals` are told by a follower of this server's, if it has one.
 
-        `head` tells the last position known of elsewhere: on a replica that hangs, the log ends early as well.
+        `log_head` is of the log itself: on a standby that lags or hangs it ends early, as the read models do.
         """
         self._connections: Final = connections
         self._polls: Final = arrivals is None
         self._awaited = awaited = asyncio.Event()  # Arrivals know the event only: not this, or its task would last.
         self._arrivals: Final = arrivals or Arrivals(on_wait=lambda _: awaited.set())
         self._watching: asyncio.Task[None] | None = None
-        self._head: Final = head
+        self._log_head: Final = log_head
         self.failure: str | None = "the read models have not been looked at yet"
         """Why reads are not answered as they should be, if so; at most a second old."""
         self.position = 0
@@ -75,7 +76,7 @@ class Freshness:
             await self._arrival(min_position, min(clock() + GLANCE_S, deadline))
         found = await _by(deadline, read())
         if found.position < min_position and found.failure is None:
-            await self._require_in_log(min_position, deadline)
+            await _by(deadline, self._log_head.require(min_position))
         while found.position < min_position:
             if found.failure is not None or clock() + POLL_S >= deadline:
                 raise ReadModelBehind(position=found.position, min_position=min_position)
@@ -95,16 +96,11 @@ class Freshness:
             async with asyncio.timeout_at(deadline):
                 await self._arrivals.wait_for(position)
 
-    async def _require_in_log(self, position: int, deadline: float) -> None:
-        ((head,),) = await _by(deadline, self._connections.rows(checkpoint.SQL.head))
-        if position > head:
-            raise PositionAheadOfHead(min_position=position, head=head)
-
     # --- watching the checkpoint -------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
         while True:
-            known_head = self._head()
+            known_head = self._log_head.known()
             try:
                 ((position, failure, head, waiting_s),) = await self._connections.rows(checkpoint.SQL.watch)
             except Exception as error:  # Whatever it is, reads fail for the same reason.

@@ -21,6 +21,7 @@ from projections.connections import Connections, Rows
 from projections.freshness import Freshness
 from projections.lag import Lag
 from projections.lists import Lists
+from projections.log_head import LogHead
 from projections.lookups import Found, Lookup
 from projections.pages import POSITION_MOST
 from projections.payments import Payment
@@ -41,11 +42,11 @@ class Queries:
     """The queries of one ledger. All raise InvalidCommand for a malformed request, and what `Freshness.seen` raises."""
 
     def __init__(
-        self, dsn: str, ledger: str, *, arrivals: Arrivals | None = None, head: Callable[[], int] = lambda: 0
+        self, dsn: str, ledger: str, *, arrivals: Arrivals | None = None, log_head: LogHead | None = None
     ) -> None:
-        """`arrivals` are told by a follower, `head` tells the last position that is known of elsewhere."""
+        """`arrivals` are told by a follower; `log_head` is needed where `dsn` is not where commands are recorded."""
         self._connections: Final = Connections(dsn, ledger)
-        self._freshness: Final = Freshness(self._connections, arrivals, head)
+        self._freshness: Final = Freshness(self._connections, arrivals, log_head or LogHead(self._connections.rows))
         self._accounts: Final = Lookup(self._connections, balances.SQL.select_accounts, Balance._make)
         self._payments: Final = Lookup(self._connections, payments.SQL.select_payments, Payment._make)
         self._transfers: Final = Lookup(self._connections, transfers.SQL.select_transfers, Transfer._make)

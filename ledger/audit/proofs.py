@@ -16,7 +16,7 @@ from ledger.domain.errors import FieldViolation, InvalidCommand
 from ledger.postgres import sql_blocks
 from ledger.v1 import audit_pb2
 from ledger.wire import timestamp
-from projections.errors import PositionAheadOfHead
+from projections.log_head import LogHead
 
 SQL: Final = sql_blocks("ledger.audit", "tree.sql")
 
@@ -46,8 +46,10 @@ class Proofs:
     TreeBehind when it was not signed in time, and ReadsUnavailable.
     """
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, log_head: LogHead | None = None) -> None:
+        """`log_head` is needed where `rows` don't come from where commands are recorded."""
         self._rows: Final = rows
+        self._log_head: Final = log_head or LogHead(rows)
         self.by_rpc: Final[Mapping[str, Callable[[Any, float | None], Awaitable[Message]]]] = {
             "GetTreeHead": self.get_tree_head,
             "GetInclusionProof": self.get_inclusion_proof,
@@ -118,15 +120,15 @@ class Proofs:
         """The newest head, once it covers a position; size and number are 0 if none was ever signed."""
         clock = asyncio.get_running_loop().time
         patience_s = WAIT_MOST_S if remaining_s is None else min(WAIT_MOST_S, max(0.0, remaining_s - TRAVEL_S))
-        deadline = clock() + patience_s
+        deadline, in_log = clock() + patience_s, False
         while True:
             found = await self._rows(SQL.newest_head)
             head = Head(*found[0]) if found else Head(0, 0, b"", "", None)
             if head.tree_size >= min_position:
                 return head
-            ((log_head,),) = await self._rows(SQL.log_head)
-            if min_position > log_head:
-                raise PositionAheadOfHead(min_position=min_position, head=log_head)
+            if not in_log:
+                await self._log_head.require(min_position)
+                in_log = True
             if clock() + POLL_S > deadline:
                 raise TreeBehind(tree_size=head.tree_size, min_position=min_position)
             await asyncio.sleep(POLL_S)

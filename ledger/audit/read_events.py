@@ -20,8 +20,9 @@ from ledger.domain.ids import id_violation
 from ledger.v1 import audit_pb2
 from ledger.wire import duration
 from projections.connections import Connections
-from projections.errors import PositionAheadOfHead
+from projections.errors import ReadsUnavailable
 from projections.freshness import GLANCE_S, within
+from projections.log_head import LogHead
 from projections.pages import POSITION_MOST
 
 CONNECTIONS_MOST: Final = 2
@@ -58,8 +59,10 @@ class Wanted:
 class EventReader:
     """Reads the log of one ledger for its clients."""
 
-    def __init__(self, dsn: str, ledger: str) -> None:
+    def __init__(self, dsn: str, ledger: str, log_head: LogHead | None = None) -> None:
+        """`log_head` is needed where `dsn` is not where commands are recorded."""
         self._connections: Final = Connections(dsn, ledger, name="ledger-log-reads", most=CONNECTIONS_MOST)
+        self._log_head: Final = log_head or LogHead(self._connections.rows)
         self._heads: Final = HeadWatch(self._connections)
         self.following = 0
         """How many calls follow the log now."""
@@ -102,7 +105,7 @@ class EventReader:
                 looked_at = clock()
                 batch = await within(remaining_s, batches.after(position, until))
                 if batch.head < (position if wanted.follow else until):
-                    await _lag(position, batch.head, in_log_at)
+                    await self._lag(position if wanted.follow else until, in_log_at, remaining_s)
                     continue
                 position, in_log_at = batch.position, looked_at
                 has_more = position < min(until, batch.head)
@@ -118,15 +121,23 @@ class EventReader:
     async def _until(self, wanted: Wanted, remaining_s: float | None) -> int:
         """The last position to send. Waits for `min_position`, if it may be on its way."""
         ((head,),) = await within(remaining_s, self._connections.rows(SQL.head))
-        if head < wanted.min_position:
-            await self._heads.beyond(wanted.min_position - 1, asyncio.get_running_loop().time() + GLANCE_S)
-            ((head,),) = await within(remaining_s, self._connections.rows(SQL.head))
         asked = max(wanted.min_position, wanted.after, wanted.until)
-        if asked > head:
-            raise PositionAheadOfHead(min_position=asked, head=head)
+        if head < asked:
+            await self._heads.beyond(wanted.min_position - 1, asyncio.get_running_loop().time() + GLANCE_S)
+            await within(remaining_s, self._log_head.require(asked))
         if wanted.follow:
             return POSITION_MOST
-        return wanted.until or int(head)
+        return wanted.until or max(asked, int(head))
+
+    async def _lag(self, position: int, in_log_at: float, remaining_s: float | None) -> None:
+        """Pause, for a standby may be a little behind, or another one have answered before.
+
+        Raises PositionAheadOfHead if the log has lost its tail, ReadsUnavailable if where reads look stays behind it.
+        """
+        if asyncio.get_running_loop().time() - in_log_at > LAG_S:
+            await within(remaining_s, self._log_head.require(position))
+            raise ReadsUnavailable
+        await asyncio.sleep(PACE_S)
 
     @contextmanager
     def _counted(self, wanted: Wanted) -> Iterator[None]:
@@ -135,13 +146,6 @@ class EventReader:
             yield
         finally:
             self.following -= wanted.follow
-
-
-async def _lag(position: int, head: int, in_log_at: float) -> None:
-    """Pause, for another replica may have answered than before; or raise PositionAheadOfHead: the log lost its tail."""
-    if asyncio.get_running_loop().time() - in_log_at > LAG_S:
-        raise PositionAheadOfHead(min_position=position, head=head)
-    await asyncio.sleep(PACE_S)
 
 
 def wanted_of(request: audit_pb2.ReadEventsRequest) -> Wanted:

@@ -20,6 +20,7 @@ from test_cli import turn_held
 
 from bench.load import Job
 from bench.programs import asked
+from ledger.limits import CALLS_MOST as CALLS_MOST_USUALLY
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, FreezeAccountRequest, GetAccountRequest
 
 CALLS_MOST: Final = 20
@@ -85,6 +86,15 @@ def test_a_server_at_rest_has_room_again_for_many_at_once(narrow: LedgerServer, 
             of = {"ledger": narrow.ledger, "outstanding": 900, "connections": 8, "refusals": True}
             result = asked(Job("authorize", [narrow.address], f"{tag}{number}", 900, **of))
             assert (result.refused, result.cut_off) == (900, 0)
+
+
+@pytest.mark.parametrize("kind", ["authorize", "read_balances"])
+def test_as_many_as_are_let_in_are_never_cut_off(server: LedgerServer, tag: str, kind: str) -> None:
+    """However busy the server is with them: each reply makes the next call, so that they come in waves."""
+    of = {"ledger": server.ledger, "connections": 8, "accounts": 50}
+    asked(Job("opening", [server.address], tag, 0, **{**of, "outstanding": 1}))
+    result = asked(Job(kind, [server.address], tag, 5_000, **of, outstanding=CALLS_MOST_USUALLY))
+    assert result.commands == 5_000
 
 
 def test_queries_are_answered_while_commands_have_taken_all_their_places(narrow: LedgerServer, tag: str) -> None:

@@ -19,9 +19,21 @@ import psutil
 import psycopg
 import pytest
 from google.protobuf.message import Message
+from grpc import StatusCode
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from serving import LedgerServer, eventually, run_ledger, serving
-from test_api import COMMAND_NAMES, RPCS, Client, authorize, capture, leg, opening, transfer
+from test_api import (
+    ANSWERED_WITHIN_S,
+    COMMAND_NAMES,
+    RPCS,
+    Client,
+    authorize,
+    capture,
+    leg,
+    opening,
+    refused_by,
+    transfer,
+)
 
 from ledger.embedded import EmbeddedPostgres, binaries
 from ledger.embedded_process import Program, server_account
@@ -109,6 +121,18 @@ class Pair:
     def _dsn(self, **where: Any) -> str:
         return make_conninfo(**{**conninfo_to_dict(self._first.dsn), **where})
 
+    @contextmanager
+    def second_pausing(self) -> Iterator[None]:
+        """The second goes on receiving what the first commits, and applies none of it."""
+        with psycopg.connect(self.second, autocommit=True) as session:
+            session.execute("SELECT pg_wal_replay_pause()")
+            state = "SELECT pg_get_wal_replay_pause_state()"
+            eventually(lambda: session.execute(state).fetchone() == ("paused",))
+            try:
+                yield
+            finally:
+                session.execute("SELECT pg_wal_replay_resume()")
+
     def lose_first(self) -> None:
         """As if its machine had lost power."""
         pid = int((self._folder / "first/postgres/postmaster.pid").read_text().split()[0])
@@ -178,10 +202,10 @@ def test_every_query_is_answered_by_the_standby_as_by_the_primary(pair: Pair, tm
             assert answers(other, query) == answers(client, query), query
 
 
-def answers(client: Client, query: Message) -> list[Message]:
+def answers(client: Client, query: Message, timeout: float = ANSWERED_WITHIN_S) -> list[Message]:
     if RPCS[query.DESCRIPTOR.full_name].server_streaming:
-        return list(client.stream(query))
-    return [client(query)]
+        return list(client.stream(query, timeout=timeout))
+    return [client(query, timeout=timeout)]
 
 
 def test_what_was_just_written_reaches_the_standby_at_once(pair: Pair, tmp_path: Path, tag: str) -> None:
@@ -190,6 +214,50 @@ def test_what_was_just_written_reaches_the_standby_at_once(pair: Pair, tmp_path:
     with serving(tmp_path, dsn=pair.dsn, **settings) as server, client_of(server, tag) as client:
         client.do(opening("alice~"))
         assert client.account("alice~").account_id == client.name("alice~")
+
+
+def test_a_read_waits_for_a_standby_that_is_behind(pair: Pair, tmp_path: Path, tag: str) -> None:
+    """What this server or another one has recorded is not said to be yet to come where it has not arrived."""
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(tmp_path, dsn=pair.dsn, LEDGER_READ_DSN=pair.second))
+        another = stack.enter_context(serving(tmp_path, dsn=pair.dsn, ledger=server.ledger))
+        client, elsewhere = (stack.enter_context(client_of(each, tag)) for each in (server, another))
+        client.do(opening("alice~"))
+        assert client.account("alice~").version == 1
+        with pair.second_pausing():
+            positions = client(opening("bob~")).position, elsewhere(opening("carol~")).position
+            expected: list[tuple[str, Message]] = [
+                (reason, query)
+                for position in positions
+                for reason, query in (
+                    ("READ_MODEL_BEHIND", GetAccountRequest(account_id="alice~", min_position=position)),
+                    ("READ_MODEL_BEHIND", ListAccountsRequest(min_position=position)),
+                    ("READ_MODEL_BEHIND", GetTrialBalanceRequest(min_position=position)),
+                    ("READ_MODEL_BEHIND", GetAccountBalanceRequest(account_id="alice~", at_position=position)),
+                    ("TREE_BEHIND", GetTreeHeadRequest(min_position=position)),
+                    ("READS_UNAVAILABLE", ReadEventsRequest(min_position=position)),
+                    ("READS_UNAVAILABLE", ReadEventsRequest(to_position=position)),
+                )
+            ]
+            with ThreadPoolExecutor(len(expected)) as callers:
+                told = list(callers.map(lambda each: why_late(client, each[1]), expected))
+            assert told == [(StatusCode.UNAVAILABLE, reason) for reason, _ in expected]
+            assert client.refuses(GetAccountRequest(account_id="alice~", min_position=2**40)).code is (
+                StatusCode.OUT_OF_RANGE
+            )
+            waiting = [
+                client.start(GetAccountRequest(account_id="carol~", min_position=positions[-1])),
+                client.start(GetTreeHeadRequest(min_position=positions[-1])),
+            ]
+        assert [each.result().position >= positions[-1] for each in waiting] == [True, True]
+
+
+def why_late(client: Client, query: Message) -> tuple[StatusCode, str]:
+    """How a query is refused that can't wait for long."""
+    with pytest.raises(grpc.RpcError) as raised:
+        answers(client, query, timeout=2)
+    refused = refused_by(raised.value)
+    return refused.code, refused.reason
 
 
 def test_a_server_does_not_start_on_reads_from_another_log(pair: Pair, tmp_path: Path, tag: str) -> None:
@@ -221,7 +289,7 @@ def test_a_standby_that_is_away_keeps_nobody_from_paying(pair: Pair, tmp_path: P
     nowhere = make_conninfo(pair.second, host="127.0.0.1", port=1)
     with serving(tmp_path, dsn=pair.dsn, LEDGER_READ_DSN=nowhere) as server, client_of(server, tag) as client:
         client.do(opening("alice~"))
-        assert client.refuses(GetAccountRequest(account_id="alice~")).code is grpc.StatusCode.UNAVAILABLE
+        assert client.refuses(GetAccountRequest(account_id="alice~")).code is StatusCode.UNAVAILABLE
         assert "read_database_unavailable" in server.log
 
 

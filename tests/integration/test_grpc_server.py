@@ -54,13 +54,19 @@ def halting() -> Halting:
 
 
 @pytest.fixture
-def call(halting: Halting) -> Iterator[Any]:
+def free() -> int:
+    """How many calls would be let in, as the server is told."""
+    return 0
+
+
+@pytest.fixture
+def call(halting: Halting, free: int) -> Iterator[Any]:
     """Makes a call to a server with the limits of ours, which knows METHOD and OTHER."""
     options = [
         ("grpc.server.max_pending_requests", PENDING_MOST),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MOST),
     ]
-    server = GrpcServer({METHOD: lambda *_: None, OTHER: lambda *_: None}, options, halting)
+    server = GrpcServer({METHOD: lambda *_: None, OTHER: lambda *_: None}, options, halting, lambda _: free)
     port = server.add_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -75,10 +81,14 @@ def cut_off(calls: list[Any]) -> int:
     return sum(each.done() and each.code() is CUT_OFF for each in calls)
 
 
+@pytest.mark.parametrize(("free", "places"), [(0, 64), (10, 64), (500, 500)])
 def test_there_is_room_for_many_at_once_and_for_few_while_more_come_than_are_taken_up(
-    halting: Halting, call: Any
+    halting: Halting, call: Any, places: int
 ) -> None:
-    """After a rest for 1,000; then, until all is taken up, for 64; beside what the core keeps by itself."""
+    """After a rest for 1,000; then, until all is taken up, for those who would be let in, or for 64.
+
+    Beside what the core keeps by itself.
+    """
     at_once = [call() for _ in range(3_000)]
     halting.reached(1)
     eventually(lambda: cut_off(at_once) >= 2_000 - 2 * PENDING_MOST)
@@ -87,7 +97,8 @@ def test_there_is_room_for_many_at_once_and_for_few_while_more_come_than_are_tak
 
     halting.reached(1_000)  # The room is used up, and there are more.
     meanwhile = [call() for _ in range(1_000)]
-    eventually(lambda: cut_off(meanwhile) >= 1_000 - 64 - 2 * PENDING_MOST)
+    eventually(lambda: cut_off(meanwhile) >= 1_000 - places - 2 * PENDING_MOST)
+    assert cut_off(meanwhile) <= 1_000 - places + 2 * PENDING_MOST  # What the core had kept came first.
     halting.go_on(1_000)
     assert {each.code() for each in at_once + meanwhile} == {CUT_OFF, REFUSED}
 
