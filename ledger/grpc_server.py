@@ -29,8 +29,8 @@ Take: TypeAlias = Callable[["Incoming", bytes | None], None]
 Refuse: TypeAlias = Callable[["Incoming"], bool]
 """Asked before anything of a call is read: whether it was ended right there."""
 
-Free: TypeAlias = Callable[[str], int]
-"""How many more calls of the rpc of that path would be let in now."""
+Free: TypeAlias = Callable[[str], Callable[[], int]]
+"""What tells how many more calls of the rpc of that path would be let in."""
 
 _ROOM: Final = 1_000
 _ROOM_WHILE_BUSY: Final = 64
@@ -151,10 +151,12 @@ class _Door:
 
     __slots__ = ("asked", "called", "free", "path", "take")
 
-    def __init__(self, path: str, take: Take | None, free: Free, called: Callable[[_Door, Any], None]) -> None:
+    def __init__(
+        self, path: str, take: Take | None, free: Callable[[], int], called: Callable[[_Door, Any], None]
+    ) -> None:
         self.path: Final = path
         self.take: Final = take
-        self.free: Final = partial(free, path)
+        self.free: Final = free
         self.called: Final = partial(called, self)
         self.asked = 0
         """For how many calls the core was asked that were not taken up yet."""
@@ -171,7 +173,7 @@ class GrpcServer:
         rpcs: Mapping[str, Take],
         options: Sequence[tuple[str, Any]],
         refuse: Refuse | None = None,
-        free: Free = lambda _: 0,
+        free: Free = lambda _: _none,
     ) -> None:
         """`refuse` is asked of every call to one of the rpcs; `free` says how many it would not refuse."""
         self._refuse: Final = refuse
@@ -180,8 +182,8 @@ class GrpcServer:
         self._server.register_completion_queue(self._events)
         for path in rpcs:
             self._server.register_method(path)
-        unknown = _Door("", None, lambda _: 0, self._called)
-        self._used: Final = {unknown, *(_Door(path, take, free, self._called) for path, take in rpcs.items())}
+        unknown = _Door("", None, _none, self._called)
+        self._used: Final = {unknown, *(_Door(path, take, free(path), self._called) for path, take in rpcs.items())}
         """Those that may have less room than there is after a rest."""
         self._thread: Final = threading.Thread(target=self._serve, name="grpc", daemon=True)
         self._all_ended: Final = threading.Event()
@@ -232,7 +234,8 @@ class GrpcServer:
                 event = self._events.poll()
             else:
                 for door in self._used:
-                    self._make_room(door, max(_ROOM_WHILE_BUSY, door.free()))
+                    if door.asked < (places := max(_ROOM_WHILE_BUSY, door.free())):
+                        self._make_room(door, places)
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
                 return
             try:
@@ -263,6 +266,10 @@ class GrpcServer:
             incoming.end(grpc.StatusCode.UNIMPLEMENTED.value[0], "Method not found!")
         elif self._refuse is None or not self._refuse(incoming):
             incoming.read(lambda message: take(incoming, message))
+
+
+def _none() -> int:
+    return 0
 
 
 def _resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], result: Any) -> None:

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any, Final, TypeAlias
 
@@ -295,9 +296,9 @@ def free_places(gate: Gate) -> Free:
     """How many more calls of an rpc the gate lets in. Of those that it does not count, such as health's, none."""
     kinds = {f"/{service.full_name}/{each.name}": _kind(each) for service in SERVICES for each in service.methods}
 
-    def free(path: str) -> int:
+    def free(path: str) -> Callable[[], int]:
         kind = kinds.get(path)
-        return 0 if kind is None else gate.free(kind)
+        return (lambda: 0) if kind is None else partial(gate.free, kind)
 
     return free
 

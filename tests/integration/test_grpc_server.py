@@ -66,7 +66,7 @@ def call(halting: Halting, free: int) -> Iterator[Any]:
         ("grpc.server.max_pending_requests", PENDING_MOST),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MOST),
     ]
-    server = GrpcServer({METHOD: lambda *_: None, OTHER: lambda *_: None}, options, halting, lambda _: free)
+    server = GrpcServer({METHOD: lambda *_: None, OTHER: lambda *_: None}, options, halting, lambda _: lambda: free)
     port = server.add_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
