@@ -42,7 +42,7 @@ from projections.log_head import LogHead
 from projections.queries import Queries
 
 GRACE_S: Final = 5.0
-PENDING_MOST: Final = 32
+PENDING_MOST: Final = 128
 _HEALTH_POLL_S: Final = 0.1
 _START_POLL_S: Final = 0.01
 
