@@ -44,3 +44,6 @@ SELECT number, note FROM tree_breaks ORDER BY number DESC LIMIT 1
 
 -- add_break: the next one
 INSERT INTO tree_breaks (number, note) VALUES (%(number)s, %(note)s)
+
+-- log_head: the last position of the log
+SELECT coalesce(max(position), 0) FROM events

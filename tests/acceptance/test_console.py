@@ -791,9 +791,9 @@ def test_wrong_usage_is_told_before_anything_is_sent(line: str, complaint: str, 
 @pytest.mark.parametrize(
     ("flag", "complaint"),
     [
-        ("--ledger=Main", "ledger: ledger: 'Main'"),
-        ("--server=nowhere", "ledger: server: 'nowhere' is not HOST:PORT"),
-        ("--server=127.0.0.1:99999", "ledger: server: '127.0.0.1:99999' is not HOST:PORT"),
+        ("--ledger=Main", "ledger: --ledger: 'Main'"),
+        ("--server=nowhere", "ledger: --server: 'nowhere' is not HOST:PORT"),
+        ("--server=127.0.0.1:99999", "ledger: --server: '127.0.0.1:99999' is not HOST:PORT"),
     ],
 )
 def test_a_server_or_ledger_that_can_not_be_is_wrong_usage(flag: str, complaint: str, shell: Shell) -> None:
