@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+import psutil
 import psycopg
 import pytest
 from serving import LEDGER, ROOT, STOPS_WITHIN_S, environment, eventually, run_ledger
@@ -121,9 +122,14 @@ def test_a_server_that_was_started_without_stderr_serves(tmp_path: Path) -> None
         ["sh", "-c", 'exec "$@" 2>&-', "sh", *command], stdout=subprocess.PIPE, cwd=ROOT, env=settings, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("ledger: serving on ")
-        assert Path(f"/proc/{process.pid}/fd/2").readlink() == Path(os.devnull)
-        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.stdout.readline().startswith("ledger: serving on ")
+            programs = [process.pid, *(each.pid for each in psutil.Process(process.pid).children())]
+            assert len(programs) >= 3  # The follower and Postgres, which has a log of its own.
+            written_to = [Path(f"/proc/{each}/fd/2").readlink() for each in programs]
+            assert sorted({each.name for each in written_to}) == ["null", "postgres.log"]
+        finally:
+            process.send_signal(signal.SIGTERM)
         assert process.wait(STOPS_WITHIN_S) == 0
 
 
