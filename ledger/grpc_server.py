@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -29,8 +30,8 @@ Take: TypeAlias = Callable[["Incoming", bytes | None], None]
 Refuse: TypeAlias = Callable[["Incoming"], bool]
 """Asked before anything of a call is read: whether it was ended right there."""
 
-Free: TypeAlias = Callable[[str], Callable[[], int]]
-"""What tells how many more calls of the rpc of that path would be let in."""
+Free: TypeAlias = Callable[[], int]
+"""How many more calls of an rpc would be let in now."""
 
 _ROOM: Final = 1_000
 _ROOM_WHILE_BUSY: Final = 64
@@ -151,9 +152,7 @@ class _Door:
 
     __slots__ = ("asked", "called", "free", "path", "take")
 
-    def __init__(
-        self, path: str, take: Take | None, free: Callable[[], int], called: Callable[[_Door, Any], None]
-    ) -> None:
+    def __init__(self, path: str, take: Take | None, free: Free, called: Callable[[_Door, Any], None]) -> None:
         self.path: Final = path
         self.take: Final = take
         self.free: Final = free
@@ -173,17 +172,17 @@ class GrpcServer:
         rpcs: Mapping[str, Take],
         options: Sequence[tuple[str, Any]],
         refuse: Refuse | None = None,
-        free: Free = lambda _: _none,
+        free: Mapping[str, Free] = MappingProxyType({}),
     ) -> None:
-        """`refuse` is asked of every call to one of the rpcs; `free` says how many it would not refuse."""
+        """`refuse` is asked of every call to one of the rpcs; `free` says by path how many it would not refuse."""
         self._refuse: Final = refuse
         self._server: Final = cygrpc.Server(tuple(options), False)
         self._events: Final = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._events)
         for path in rpcs:
             self._server.register_method(path)
-        unknown = _Door("", None, _none, self._called)
-        self._used: Final = {unknown, *(_Door(path, take, free(path), self._called) for path, take in rpcs.items())}
+        takers: dict[str, Take | None] = {**rpcs, "": None}
+        self._used: Final = {_Door(path, take, free.get(path, _none), self._called) for path, take in takers.items()}
         """Those that may have less room than there is after a rest."""
         self._thread: Final = threading.Thread(target=self._serve, name="grpc", daemon=True)
         self._all_ended: Final = threading.Event()

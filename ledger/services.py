@@ -242,6 +242,11 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
 )
 
+_METHODS: Final[dict[str, MethodDescriptor]] = {
+    f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods
+}
+"""Every rpc of the contract by its path."""
+
 _RPC_OF: Final[dict[str, str]] = {
     field.name: field.message_type.name.removesuffix("Request")
     for field in batch_pb2.BatchCommand.DESCRIPTOR.fields
@@ -255,11 +260,7 @@ Handler: TypeAlias = Callable[[Any, Exchange], None]
 
 def rpcs(desk: Desk, gate: Gate, metrics: ServerMetrics) -> dict[str, Take]:
     """What takes the calls of every rpc of the contract, by its path."""
-    return {
-        f"/{service.full_name}/{method.name}": _taker(desk, gate, method, metrics.of_rpc(method.name))
-        for service in SERVICES
-        for method in service.methods
-    }
+    return {path: _taker(desk, gate, method, metrics.of_rpc(method.name)) for path, method in _METHODS.items()}
 
 
 def refuser(gate: Gate, metrics: ServerMetrics) -> Callable[[Incoming], bool]:
@@ -267,8 +268,7 @@ def refuser(gate: Gate, metrics: ServerMetrics) -> Callable[[Incoming], bool]:
 
     That costs a fifth of what it does later, and no stranger can leave such calls open by never sending a request.
     """
-    methods = [(service, method) for service in SERVICES for method in service.methods]
-    known = {f"/{service.full_name}/{each.name}": (each.name, _kind(each)) for service, each in methods}
+    known = {path: (method.name, _kind(method)) for path, method in _METHODS.items()}
     ended = {rpc: metrics.of_rpc(rpc) for rpc, _ in known.values()}
     full = {kind: ending(gate.full[kind]) for kind in Kind}
 
@@ -292,15 +292,9 @@ def refuser(gate: Gate, metrics: ServerMetrics) -> Callable[[Incoming], bool]:
     return refuse
 
 
-def free_places(gate: Gate) -> Free:
-    """How many more calls of an rpc the gate lets in. Of those that it does not count, such as health's, none."""
-    kinds = {f"/{service.full_name}/{each.name}": _kind(each) for service in SERVICES for each in service.methods}
-
-    def free(path: str) -> Callable[[], int]:
-        kind = kinds.get(path)
-        return (lambda: 0) if kind is None else partial(gate.free, kind)
-
-    return free
+def free_places(gate: Gate) -> dict[str, Free]:
+    """How many more calls of an rpc of the contract the gate lets in, by its path."""
+    return {path: partial(gate.free, _kind(method)) for path, method in _METHODS.items()}
 
 
 def _taker(desk: Desk, gate: Gate, method: MethodDescriptor, ended: Ended) -> Take:

@@ -152,14 +152,28 @@ class Pair:
         self._first.stop()
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    pair = Pair(tmp_path_factory.mktemp("pair"))
+@contextmanager
+def paired(folder: Path) -> Iterator[Pair]:
+    pair = Pair(folder)
     try:
         pair.start()
         yield pair
     finally:
         pair.stop()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """For all tests that leave both as they are."""
+    with paired(tmp_path_factory.mktemp("pair")) as pair:
+        yield pair
+
+
+@pytest.fixture
+def doomed(tmp_path: Path) -> Iterator[Pair]:
+    """For one that doesn't."""
+    with paired(tmp_path / "pair") as pair:
+        yield pair
 
 
 @contextmanager
@@ -293,9 +307,9 @@ def test_a_standby_that_is_away_keeps_nobody_from_paying(pair: Pair, tmp_path: P
         assert "read_database_unavailable" in server.log
 
 
-def test_nothing_that_was_answered_is_lost_with_the_primary(pair: Pair, tmp_path: Path, tag: str) -> None:
+def test_nothing_that_was_answered_is_lost_with_the_primary(doomed: Pair, tmp_path: Path, tag: str) -> None:
     """The server goes on with the standby by itself; the same ids sent again are told what they were told."""
-    with serving(tmp_path, dsn=pair.dsn) as server, client_of(server, tag) as client:
+    with serving(tmp_path, dsn=doomed.dsn) as server, client_of(server, tag) as client:
         client.do(
             opening("bank~", kind=ACCOUNT_KIND_EXTERNAL),
             opening("alice~"),
@@ -317,8 +331,8 @@ def test_nothing_that_was_answered_is_lost_with_the_primary(pair: Pair, tmp_path
             try:
                 futures = [clients.submit(pay, number) for number in range(CLIENTS)]
                 eventually(lambda: len(answered) >= ANSWERS)
-                pair.lose_first()
-                pair.promote()
+                doomed.lose_first()
+                doomed.promote()
                 at_least = len(answered) + ANSWERS
                 eventually(lambda: len(answered) >= at_least)
             finally:
@@ -328,5 +342,5 @@ def test_nothing_that_was_answered_is_lost_with_the_primary(pair: Pair, tmp_path
             again = client(authorize(payment_id))
             assert (again.position, again.replayed) == (position, True)
         assert client.balance("alice~").reserved == 10_00 * len(answered)
-        verified = run_ledger("audit", "verify", "--dsn", pair.second, "--ledger", server.ledger)
+        verified = run_ledger("audit", "verify", "--dsn", doomed.second, "--ledger", server.ledger)
         assert verified.returncode == 0, verified.stdout
