@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Thread
 from time import monotonic, sleep
@@ -17,6 +17,7 @@ from typing import Any, Final
 import psycopg
 import structlog
 from eventsourcing.persistence import StoredEvent
+from msgspec.structs import replace
 
 from ledger.domain.account import Account
 from ledger.domain.aggregate import Stamp
@@ -357,7 +358,7 @@ class Committer:
         checked = self._load(wanted)
         # What a payment's accounts are is only known when the payment is.
         checked = self._load(_wanted_behind(commands, self._memory)) or checked
-        now = max(self._clock(), self._memory.head.recorded_at)
+        now = max(self._clock(), self._memory.head.recorded_at).astimezone(UTC)
         book = Book(self._memory, self._memory.head.position)
         results = [self._decide_chunk(chunk, book, now) for chunk in chunks]
         stored = [self._mapper.to_stored_event(event) for event in book.events]

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
+import msgspec
 from eventsourcing.domain import DomainEventProtocol
 from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
-from pydantic_core import from_json
 
-from ledger.domain.events import TOPICS, LedgerEvent
+from ledger.domain.events import TOPICS, LedgerEvent, class_version
 
 Upcaster: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 """Turns the stored fields of an event of one class version into those of the next."""
 
 UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = {}
 """By topic and stored class version. Every version that was ever released has a golden file that a test reads back."""
+
+
+_encode: Final = msgspec.json.Encoder(order="sorted").encode
+_decode: Final = msgspec.json.Decoder().decode
 
 
 class UnreadableEvent(Exception):
@@ -37,12 +41,10 @@ class EventMapper(Mapper[str]):
         topics: Mapping[str, type[LedgerEvent]] = TOPICS,
         upcasters: Mapping[tuple[str, int], Upcaster] = UPCASTERS,
     ) -> None:
-        super().__init__(JSONTranscoder())  # required by the library; pydantic does the work
+        super().__init__(JSONTranscoder())  # required by the library; msgspec does the work
         self._classes = topics
         self._topics = {event_class: topic for topic, event_class in topics.items()}
-        self._newest: dict[str, int] = {
-            topic: event_class.model_fields["class_version"].default for topic, event_class in topics.items()
-        }
+        self._newest: dict[str, int] = {topic: class_version(event_class) for topic, event_class in topics.items()}
         self._upcasters = upcasters
 
     def to_stored_event(self, domain_event: DomainEventProtocol[str]) -> StoredEvent:
@@ -52,18 +54,17 @@ class EventMapper(Mapper[str]):
             originator_id=domain_event.originator_id,
             originator_version=domain_event.originator_version,
             topic=self._topics[type(domain_event)],
-            state=domain_event.__pydantic_serializer__.to_json(domain_event, exclude_none=True),
+            state=_encode(domain_event),
         )
 
     def to_domain_event(self, stored_event: StoredEvent) -> LedgerEvent:
         """The event as its class of today; raises UnreadableEvent if it can't be."""
         try:
             event_class, fields = self.fields_of(stored_event.topic, stored_event.state)
-            fields["originator_id"] = stored_event.originator_id
-            fields["originator_version"] = stored_event.originator_version
-            return event_class.model_validate(fields)
+            event = msgspec.convert(fields, event_class)
         except (ValueError, KeyError, TypeError) as error:
             raise UnreadableEvent(stored_event, str(error)) from error
+        return event.standing(str(stored_event.originator_id), stored_event.originator_version)
 
     def fields_of(self, topic: str, state: bytes) -> tuple[type[LedgerEvent], dict[str, Any]]:
         """The class of today and its fields as JSON has them, upcast but not validated: cheap, for those who fold.
@@ -73,7 +74,7 @@ class EventMapper(Mapper[str]):
         event_class = self._classes.get(topic)
         if event_class is None:
             raise ValueError("unknown topic; is this ledger written by a newer release?")
-        fields = from_json(state)
+        fields = _decode(state)
         version, newest = fields["class_version"], self._newest[topic]
         if type(version) is not int or version < 1:
             raise ValueError(f"class_version is {version!r}, not 1, 2, 3 ...")

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import msgspec
 from eventsourcing.persistence import StoredEvent
-from pydantic_core import from_json
 
 from ledger.audit.findings import Finding, Kind
 from ledger.audit.replay import begins_command
@@ -190,10 +190,10 @@ class Explanation:
         if state == stored.state:
             return None
         if recorded.event == decided:
-            is_older = from_json(state)["class_version"] < decided.class_version
+            is_older = msgspec.json.decode(state)["class_version"] < decided.class_version
             return None if is_older else recorded.finding(Kind.BYTES, "it says the right thing in other bytes")
         _, stands = self._mapper.fields_of(recorded.row[3], state)
-        path, found, expected = _first_difference(stands, from_json(stored.state))
+        path, found, expected = _first_difference(stands, msgspec.json.decode(stored.state))
         found, expected = self._shown(path, found), self._shown(path, expected)
         return recorded.finding(Kind.DECISION, f"{path} is {found}, and {expected} by the rules")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
+import msgspec
+
 from ledger.domain.commands import (
     AuthorizePayment,
     CapturePayment,
@@ -35,8 +37,10 @@ from ledger.domain.events import (
     PaymentRefunded,
     PaymentVoided,
     TransferDeclined,
+    TransferLeg,
     TransferPosted,
 )
+from ledger.domain.money import Money
 
 Fields: TypeAlias = dict[str, Any]
 
@@ -57,7 +61,7 @@ def command_of(kind: type[LedgerEvent], stream: str, fields: Fields) -> Command:
 
 def _asked(fields: Fields, *names: str) -> Fields:
     """What was asked; a field that is not there was unset."""
-    return {name: fields[name] for name in names if name in fields}
+    return {name: _VALUES[name](fields[name]) if name in _VALUES else fields[name] for name in names if name in fields}
 
 
 def _open_account(_: str, fields: Fields) -> Command:
@@ -67,7 +71,7 @@ def _open_account(_: str, fields: Fields) -> Command:
 
 
 def _set_credit_limit(stream: str, fields: Fields) -> Command:
-    limit = {"currency_code": fields["after"]["currency_code"], "minor_units": fields["credit_limit"]}
+    limit = Money(fields["after"]["currency_code"], fields["credit_limit"])
     return SetCreditLimit(account_id=_id(stream), credit_limit=limit, reason=fields["reason"])
 
 
@@ -115,6 +119,17 @@ def _post_transfer(_: str, fields: Fields) -> Command:
 def _id(stream: str) -> str:
     return stream.partition("/")[2]
 
+
+def _money(field: Any) -> Money:
+    return msgspec.convert(field, Money)
+
+
+def _legs(field: Any) -> tuple[TransferLeg, ...]:
+    return msgspec.convert(field, tuple[TransferLeg, ...])
+
+
+_VALUES: Final[dict[str, Callable[[Any], Any]]] = {"amount": _money, "credit_limit": _money, "legs": _legs}
+"""How the values are read that a command takes as such."""
 
 _REBUILD: Final[dict[type[LedgerEvent], Callable[[str, Fields], Command]]] = {
     AccountOpened: _open_account,

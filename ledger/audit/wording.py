@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from pydantic import ValidationError
+from msgspec import ValidationError
 
 from ledger.audit.snapshot import moment
 from ledger.domain.errors import (
@@ -85,8 +85,9 @@ def in_short(text: str) -> str:
 def unreadable_text(error: BaseException) -> str:
     """Why an event can't be read."""
     if isinstance(error, ValidationError):
-        wrong = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors(include_url=False)]
-        return in_short("; ".join(f"{field}: {why}" if field else why for field, why in wrong))
+        what, _, where = str(error).partition(" - at `$.")
+        what = what[:1].lower() + what[1:]
+        return in_short(f"{where.rstrip('`')}: {what}" if where else what)
     return in_short(str(error))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
+from typing import Any
+
+from msgspec.structs import replace
 
 from ledger.domain.aggregate import LedgerAggregate, Stamp
 from ledger.domain.commands import HOLD_FOR_DEFAULT, AuthorizePayment, OpenAccount
@@ -39,6 +41,7 @@ from ledger.domain.events import (
     PaymentAuthorized,
     PaymentDeclined,
     account_stream,
+    length_text,
     payment_stream,
 )
 from ledger.domain.funds import (
@@ -72,8 +75,6 @@ class Account(LedgerAggregate):
     @classmethod
     def open(cls, command: OpenAccount, stamp: Stamp, pending: list[LedgerEvent]) -> Account:
         event = AccountOpened(
-            originator_id=account_stream(command.account_id),
-            originator_version=1,
             account_id=command.account_id,
             credit_limit=command.credit_limit,
             metadata=command.metadata,
@@ -87,7 +88,7 @@ class Account(LedgerAggregate):
             ),
             **stamp.fields,
         )
-        return cls.born(event, pending)
+        return cls.born(account_stream(command.account_id), event, pending)
 
     # --- deciding ----------------------------------------------------------------------------------------------------
 
@@ -99,15 +100,13 @@ class Account(LedgerAggregate):
         """
         self.require_currency(command.amount.currency_code)
         payee.require_currency(command.amount.currency_code)
-        amount = command.amount.minor_units
-        asked = {
-            "originator_id": payment_stream(command.payment_id),
-            "originator_version": 1,
+        amount, stream = command.amount.minor_units, payment_stream(command.payment_id)
+        asked: dict[str, Any] = {
             "payment_id": command.payment_id,
             "payer_account_id": command.payer_account_id,
             "payee_account_id": command.payee_account_id,
             "amount": command.amount,
-            "hold_for": command.hold_for,
+            "hold_for_text": None if command.hold_for is None else length_text(command.hold_for),
             "reference": command.reference,
             "metadata": command.metadata,
             "effective_at": command.effective_at,
@@ -120,11 +119,10 @@ class Account(LedgerAggregate):
         )
         if declined:
             account, reason = declined
-            decline = {"decline_reason": reason, "declined_account_id": account.account_id}
-            return Payment.born(PaymentDeclined.model_validate(asked | decline), self._pending_events)  # type: ignore[arg-type]
+            decline = PaymentDeclined(**asked, decline_reason=reason, declined_account_id=account.account_id)
+            return Payment.born(stream, decline, self._pending_events)  # type: ignore[arg-type]
         expires_at = stamp.timestamp + (command.hold_for or HOLD_FOR_DEFAULT)
-        event = PaymentAuthorized.model_validate(asked | {"expires_at": expires_at})
-        payment = Payment.born(event, self._pending_events)  # type: ignore[arg-type]
+        payment = Payment.born(stream, PaymentAuthorized(**asked, expires_at=expires_at), self._pending_events)  # type: ignore[arg-type]
         cause = Cause(kind=CauseKind.AUTHORIZATION, payment_id=command.payment_id)
         self.reserve(amount, cause, command.effective_at, stamp)
         return payment

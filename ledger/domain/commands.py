@@ -8,10 +8,10 @@ same id comes again. Field names are those of the proto.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Final, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ledger.domain.errors import FieldViolation, InvalidCommand
@@ -95,6 +95,12 @@ def _hold_for(hold_for: timedelta) -> timedelta:
     return hold_for
 
 
+def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise _violation("", "must have a time zone")
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+
+
 def _legs(legs: tuple[TransferLeg, ...]) -> tuple[TransferLeg, ...]:
     if not 1 <= len(legs) <= LEGS_MOST:
         raise _violation("", f"must be 1 to {LEGS_MOST} legs, not {len(legs)}")
@@ -109,11 +115,12 @@ def _legs(legs: tuple[TransferLeg, ...]) -> tuple[TransferLeg, ...]:
 
 Id: TypeAlias = Annotated[str, Field(pattern=f"^{ID_PATTERN}$")]
 CurrencyCode: TypeAlias = Annotated[str, AfterValidator(_code)]
-PositiveMoney: TypeAlias = Annotated[Money, AfterValidator(_positive)]
-Limit: TypeAlias = Annotated[Money, AfterValidator(_not_negative)]
+PositiveMoney: TypeAlias = Annotated[InstanceOf[Money], AfterValidator(_positive)]
+Limit: TypeAlias = Annotated[InstanceOf[Money], AfterValidator(_not_negative)]
 Metadata: TypeAlias = Annotated[dict[str, str], AfterValidator(_metadata)]
 Text: TypeAlias = Annotated[str, AfterValidator(_text)]
 HoldFor: TypeAlias = Annotated[timedelta, AfterValidator(_hold_for)]
+Moment: TypeAlias = Annotated[datetime, AfterValidator(_in_utc)]
 
 
 def _preconditions(preconditions: tuple[Precondition, ...]) -> tuple[Precondition, ...]:
@@ -226,7 +233,7 @@ class AuthorizePayment(Command):
     hold_for: HoldFor | None = None
     reference: Text = ""
     metadata: Metadata = {}
-    effective_at: datetime | None = None
+    effective_at: Moment | None = None
 
     @model_validator(mode="after")
     def _two_accounts(self) -> Self:
@@ -254,7 +261,7 @@ class CapturePayment(Command):
     capture_id: Id
     amount: PositiveMoney | None = None
     keep_remainder: bool = False
-    effective_at: datetime | None = None
+    effective_at: Moment | None = None
 
 
 class VoidPayment(Command):
@@ -278,7 +285,7 @@ class RefundPayment(Command):
     payment_id: Id
     refund_id: Id
     amount: PositiveMoney | None = None
-    effective_at: datetime | None = None
+    effective_at: Moment | None = None
 
 
 class PostTransfer(Command):
@@ -287,10 +294,10 @@ class PostTransfer(Command):
     compared = ("legs", "reference", "metadata", "effective_at")
 
     transfer_id: Id
-    legs: Annotated[tuple[TransferLeg, ...], AfterValidator(_legs)]
+    legs: Annotated[tuple[InstanceOf[TransferLeg], ...], AfterValidator(_legs)]
     reference: Text = ""
     metadata: Metadata = {}
-    effective_at: datetime | None = None
+    effective_at: Moment | None = None
 
 
 def _as_violation(error: Any) -> FieldViolation:

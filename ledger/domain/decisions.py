@@ -7,9 +7,10 @@ funds. The rules from `currency` on are the aggregates' own (account.py, payment
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
+
+from msgspec import Struct
 
 from ledger.domain.account import Account
 from ledger.domain.aggregate import Stamp
@@ -52,8 +53,7 @@ from ledger.domain.payment import Payment
 from ledger.domain.transfer import Transfer
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What came of a command: the thing as it was right after it, and where and when that was recorded.
 
     `position` is that of the command's last event. A replay is the first outcome again, with `replayed` set.

@@ -1,10 +1,8 @@
 """Money: whole minor units of an ISO 4217 currency, read from and written as decimal text, never rounded."""
 
 import re
-from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Strict
+from msgspec import Struct
 
 from ledger.domain.iso4217 import CURRENCIES, WITHOUT_MINOR_UNITS, Currency
 
@@ -38,8 +36,7 @@ class MalformedAmount(ValueError):
     """The text is not an amount of its currency."""
 
 
-@dataclass(frozen=True, slots=True)
-class Money:
+class Money(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Minor units of a currency: `Money("EUR", 1234)` is 12.34 euros, `Money("JPY", 1234)` is 1,234 yen.
 
     It is a plain value. Whether the currency is known and the amount within bounds is asked where a command
@@ -49,8 +46,7 @@ class Money:
     """
 
     currency_code: str
-    # Pydantic builds the money inside events and commands, and would make ints of 5.0, "5" and true if let.
-    minor_units: Annotated[int, Strict()]
+    minor_units: int
 
     def __post_init__(self) -> None:
         _require_int(self.minor_units)

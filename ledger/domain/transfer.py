@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ledger.domain.aggregate import LedgerAggregate, Stamp
 from ledger.domain.commands import PostTransfer
@@ -59,9 +59,8 @@ class Transfer(LedgerAggregate):
         for leg in command.legs:
             accounts[leg.from_account_id].require_currency(leg.amount.currency_code)
             accounts[leg.to_account_id].require_currency(leg.amount.currency_code)
-        asked = {
-            "originator_id": transfer_stream(command.transfer_id),
-            "originator_version": 1,
+        stream = transfer_stream(command.transfer_id)
+        asked: dict[str, Any] = {
             "transfer_id": command.transfer_id,
             "legs": command.legs,
             "reference": command.reference,
@@ -72,9 +71,11 @@ class Transfer(LedgerAggregate):
         declined = first_failing_leg(command, accounts)
         if declined:
             number, account_id, reason = declined
-            decline = {"decline_reason": reason, "declined_account_id": account_id, "declined_leg": number}
-            return cls.born(TransferDeclined.model_validate(asked | decline), pending)
-        transfer = cls.born(TransferPosted.model_validate(asked), pending)
+            decline = TransferDeclined(
+                **asked, decline_reason=reason, declined_account_id=account_id, declined_leg=number
+            )
+            return cls.born(stream, decline, pending)
+        transfer = cls.born(stream, TransferPosted(**asked), pending)
         for number, leg in enumerate(command.legs):
             cause = Cause(kind=CauseKind.TRANSFER, transfer_id=command.transfer_id, leg=number)
             amount, effective_at = leg.amount.minor_units, command.effective_at

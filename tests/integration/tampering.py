@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
 from typing import Any, Final
@@ -16,6 +16,7 @@ import psycopg
 from checks import Row
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from domain import Ledger, leg, transfer
+from msgspec.structs import replace
 from read_side import append_row
 
 from ledger.audit.findings import Kind
@@ -579,11 +580,9 @@ def refund_more_than_was_captured(case: Case) -> Expected:
 
 
 def transfer_past_the_rules(book: Book, payer: Account, payee: Account, amount: int, stamp: Stamp) -> None:
-    money = Money(payer.state.currency_code, amount)
-    legs = ({"from_account_id": payer.account_id, "to_account_id": payee.account_id, "amount": money},)
-    own = {"originator_id": "transfer/forged", "originator_version": 1, "transfer_id": "forged"}
-    event = TransferPosted(**own, legs=legs, reference="", metadata={}, **stamp.fields)  # type: ignore[arg-type]
-    book.add(Transfer.born(event, book.events))
+    legs = (leg(payer.account_id, payee.account_id, amount, payer.state.currency_code),)
+    event = TransferPosted(transfer_id="forged", legs=legs, reference="", metadata={}, **stamp.fields)
+    book.add(Transfer.born("transfer/forged", event, book.events))
     cause = Cause(kind=CauseKind.TRANSFER, transfer_id="forged", leg=0)
     payer.debit(amount, payee.account_id, cause, None, stamp)
     payee.credit(amount, payer.account_id, cause, None, stamp)

@@ -9,7 +9,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from itertools import count
 from queue import SimpleQueue
 from time import monotonic
@@ -1051,6 +1051,17 @@ def test_how_far_a_clock_may_be_off_can_be_said(dsn: str, ledger: str, serve: Se
     desk.do(open_account("a"))
     (row,) = read_log(dsn, ledger)
     assert row.recorded_at > utc_now() + timedelta(seconds=3500)
+
+
+def test_a_clock_in_another_time_zone_records_utc(dsn: str, ledger: str, serve: Serve) -> None:
+    """The bytes of an event don't depend on where the server stands."""
+    tokyo = timezone(timedelta(hours=9))
+    desk = serve(clock=lambda: utc_now().astimezone(tokyo))
+    (opened,) = desk.do(open_account("a"))
+    (event,) = read_log(dsn, ledger)
+    assert f'"timestamp":"{opened.recorded_at:%Y-%m-%dT%H:%M:%S}' in event.state.decode()
+    assert b"+09:00" not in event.state
+    check_log(dsn, ledger)
 
 
 def test_a_clock_that_goes_wrong_stops_an_idle_committer(serve: Serve) -> None:

@@ -447,7 +447,7 @@ SAID: Final = {
     "position 4 (account/bank, version 2): after.posted is -11.00 EUR, and -10.00 EUR by the rules": (
         "UPDATE events SET state = replace(encode(state, 'escape'), '-1000', '-1100')::bytea WHERE position = 4"
     ),
-    "position 6 (account/shop, version 1): AccountOpened can't be read: metadata: Field required": (
+    "position 6 (account/shop, version 1): AccountOpened can't be read: object missing required field `metadata`": (
         "UPDATE events SET state = replace(encode(state, 'escape'), '\"metadata\":{},', '')::bytea WHERE position = 6"
     ),
     "position 6 (account/shop, version 1): topic is NULL": (

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from ledger.domain.account import Account
 from ledger.domain.aggregate import Stamp
 from ledger.domain.book import Book
@@ -247,3 +249,8 @@ def transfer(transfer_id: str, *legs: TransferLeg, **more: Any) -> PostTransfer:
 
 def names(events: Iterable[LedgerEvent]) -> list[str]:
     return [type(event).__name__ for event in events]
+
+
+def altered(event: LedgerEvent, **fields: Any) -> Any:
+    """Another event in the same place of the log."""
+    return replace(event, **fields).standing(event.originator_id, event.originator_version)

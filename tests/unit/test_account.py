@@ -400,7 +400,7 @@ def test_a_change_of_an_account_is_one_event_with_its_reason_and_the_state_after
     assert event.reason == "why"
     assert (event.stream, event.originator_version) == ("account/alice", 3)
     assert event.after == ledger.state("alice")
-    for field in AccountState.__dataclass_fields__:
+    for field in AccountState.__struct_fields__:
         assert getattr(event.after, field) == change.get(field, getattr(before, field)), field
 
 

@@ -160,14 +160,7 @@ WITH_LIMIT = with_field("credit_limit")
         (Money("XAU", 1), "amount.currency_code"),
         (Money("XXX", 1), "amount.currency_code"),
         (Money("BGN", 1), "amount.currency_code"),
-        ({"currency_code": "EUR", "minor_units": 1.0}, "amount.minor_units"),
-        ({"currency_code": "EUR", "minor_units": 1.5}, "amount.minor_units"),
-        ({"currency_code": "EUR", "minor_units": "1"}, "amount.minor_units"),
-        ({"currency_code": "EUR", "minor_units": True}, "amount.minor_units"),
-        ({"currency_code": "EUR", "minor_units": None}, "amount.minor_units"),
-        ({"currency_code": "EUR"}, "amount.minor_units"),
-        ({"currency_code": 978, "minor_units": 1}, "amount.currency_code"),
-        ({"minor_units": 1}, "amount.currency_code"),
+        ({"currency_code": "EUR", "minor_units": 1}, "amount"),
         (100, "amount"),
         (1.0, "amount"),
         ("1.00 EUR", "amount"),
@@ -175,7 +168,7 @@ WITH_LIMIT = with_field("credit_limit")
     ],
 )
 def test_an_amount_is_1_to_10_18_minor_units_of_a_currency(command_class: type[Command], money: Any, path: str) -> None:
-    """Whole numbers only, and nothing that merely converts to one."""
+    """It is money, and nothing that merely converts to it."""
     assert violated(command_class, amount=money) == [path]
 
 
@@ -194,8 +187,7 @@ def test_an_amount_within_the_bounds_is_taken(command_class: type[Command], mone
         (Money("EUR", MOST + 1), "credit_limit.minor_units"),
         (Money("XAU", 1), "credit_limit.currency_code"),
         (Money("", 1), "credit_limit.currency_code"),
-        ({"currency_code": "EUR", "minor_units": 0.0}, "credit_limit.minor_units"),
-        ({"currency_code": "EUR", "minor_units": False}, "credit_limit.minor_units"),
+        ({"currency_code": "EUR", "minor_units": 0}, "credit_limit"),
         (0, "credit_limit"),
     ],
 )
@@ -299,9 +291,6 @@ def test_metadata_within_the_bounds_is_taken(command_class: type[Command], good:
 
 # --- each command's own fields ---------------------------------------------------------------------------------------
 
-ONE_EURO = {"currency_code": "EUR", "minor_units": 1}
-A_LEG = {"from_account_id": "a", "to_account_id": "b", "amount": ONE_EURO}
-
 
 @pytest.mark.parametrize(
     ("command_class", "changed", "path"),
@@ -325,6 +314,7 @@ A_LEG = {"from_account_id": "a", "to_account_id": "b", "amount": ONE_EURO}
         (AuthorizePayment, {"hold_for": timedelta.max}, "hold_for"),
         (AuthorizePayment, {"hold_for": "soon"}, "hold_for"),
         (AuthorizePayment, {"effective_at": "yesterday"}, "effective_at"),
+        (AuthorizePayment, {"effective_at": START.replace(tzinfo=None)}, "effective_at"),
         (CapturePayment, {"keep_remainder": None}, "keep_remainder"),
         (CapturePayment, {"effective_at": "yesterday"}, "effective_at"),
         (RefundPayment, {"effective_at": "yesterday"}, "effective_at"),
@@ -342,9 +332,7 @@ A_LEG = {"from_account_id": "a", "to_account_id": "b", "amount": ONE_EURO}
         (PostTransfer, {"legs": (leg("a", "b", 1, ""),)}, "legs[0].amount.currency_code"),
         (PostTransfer, {"legs": ("leg",)}, "legs[0]"),
         (PostTransfer, {"legs": None}, "legs"),
-        (PostTransfer, {"legs": [{**A_LEG, "amount": {**ONE_EURO, "minor_units": 1.0}}]}, "legs[0].amount.minor_units"),
-        (PostTransfer, {"legs": (A_LEG, {**A_LEG, "amount": eur(0)})}, "legs[1].amount.minor_units"),
-        (PostTransfer, {"legs": (A_LEG, {**A_LEG, "memo": "x"})}, "legs[1].memo"),
+        (PostTransfer, {"legs": ({"from_account_id": "a", "to_account_id": "b", "amount": eur(1)},)}, "legs[0]"),
     ],
 )  # fmt: skip
 def test_a_malformed_field_is_named_by_its_path(

@@ -1,9 +1,9 @@
 """The storage format: events as bytes, bytes of any age as events, and bytes that are no event refused."""
 
-import dataclasses
 import json
 import re
 import sys
+from copy import copy
 from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum
 from pathlib import Path
@@ -11,10 +11,13 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
-from domain import START, Ledger, amounts, authorize, capture, eur, leg
+from domain import START, Ledger, altered, amounts, authorize, capture, eur, leg
 from eventsourcing.persistence import Mapper, StoredEvent
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import NODEFAULT, Struct
+from msgspec.structs import fields, replace
+from pydantic_core import to_json
 
 from ledger.domain import events as events_module
 from ledger.domain.events import (
@@ -37,8 +40,9 @@ from ledger.domain.events import (
     FundsDebited,
     FundsReleased,
     FundsReserved,
-    Integer,
     LedgerEvent,
+    Length,
+    Moment,
     PaymentAuthorized,
     PaymentCaptured,
     PaymentDeclined,
@@ -46,6 +50,8 @@ from ledger.domain.events import (
     PaymentVoided,
     TransferDeclined,
     TransferPosted,
+    class_version,
+    length_text,
 )
 from ledger.upcasters import UPCASTERS, EventMapper, UnreadableEvent
 
@@ -56,19 +62,20 @@ MAPPER = EventMapper()
 
 RECORDED = datetime(2026, 3, 4, 5, 6, 7, 8, tzinfo=UTC)
 EFFECTIVE = datetime(2026, 2, 28, 12, tzinfo=UTC)
+EARLIER = datetime(2025, 12, 31, 23, 59, 59, 10, tzinfo=UTC)
 COMMON = {"timestamp": RECORDED, "actor": "anonymous", "correlation_id": "4bf92f3577b34da6", "command_position": 41}
 
 
-def on_account(**fields: Any) -> dict[str, Any]:
-    return {"originator_id": "account/alice", "originator_version": 7, **COMMON, **fields}
+def on_account(kind: type[LedgerEvent], **fields: Any) -> LedgerEvent:
+    return kind(**COMMON, **fields).standing("account/alice", 7)
 
 
-def on_payment(**fields: Any) -> dict[str, Any]:
-    return {"originator_id": "payment/order-17", "originator_version": 7, **COMMON, **fields}
+def on_payment(kind: type[LedgerEvent], **fields: Any) -> LedgerEvent:
+    return kind(**COMMON, **fields).standing("payment/order-17", 7)
 
 
-def on_transfer(**fields: Any) -> dict[str, Any]:
-    return {"originator_id": "transfer/fx-9", "originator_version": 1, **COMMON, **fields}
+def on_transfer(kind: type[LedgerEvent], **fields: Any) -> LedgerEvent:
+    return kind(**COMMON, **fields).standing("transfer/fx-9", 1)
 
 
 def state(**changed: Any) -> AccountState:
@@ -80,7 +87,7 @@ def state(**changed: Any) -> AccountState:
         credit_limit=50_000,
         status=AccountStatus.OPEN,
     )
-    return dataclasses.replace(usual, **changed)
+    return replace(usual, **changed)
 
 
 PAYMENT_ASKED = {
@@ -88,7 +95,7 @@ PAYMENT_ASKED = {
     "payer_account_id": "alice",
     "payee_account_id": "shop:7",
     "amount": eur(2_500),
-    "hold_for": timedelta(days=7),
+    "hold_for_text": "P7D",
     "reference": "Bestellung Nº 17",
     "metadata": {"table": "4", "waiter": "Zoë ☕"},
     "effective_at": EFFECTIVE,
@@ -103,114 +110,100 @@ TRANSFER_ASKED = {
 AUTHORIZED = amounts(authorized=2_500, capturable=2_500)
 
 CANONICAL: dict[str, LedgerEvent] = {
-    "AccountOpened": AccountOpened(
-        **on_account(
-            account_id="alice",
-            credit_limit=eur(50_000),
-            metadata={"plan": "gold", "stadt": "Zürich ☕"},
-            after=state(posted=0, reserved=0),
-        )
+    "AccountOpened": on_account(
+        AccountOpened,
+        account_id="alice",
+        credit_limit=eur(50_000),
+        metadata={"plan": "gold", "stadt": "Zürich ☕"},
+        after=state(posted=0, reserved=0),
     ),
-    "FundsReserved": FundsReserved(
-        **on_account(
-            cause=Cause(kind=CauseKind.AUTHORIZATION, payment_id="order-17"),
-            amount=2_500,
-            effective_at=EFFECTIVE,
-            after=state(),
-        )
+    "FundsReserved": on_account(
+        FundsReserved,
+        cause=Cause(kind=CauseKind.AUTHORIZATION, payment_id="order-17"),
+        amount=2_500,
+        effective_at=EFFECTIVE,
+        after=state(),
     ),
-    "FundsReleased": FundsReleased(
-        **on_account(
-            cause=Cause(kind=CauseKind.CAPTURE, payment_id="order-17", capture_id="c1"),
-            amount=500,
-            effective_at=EFFECTIVE,
-            after=state(reserved=0),
-        )
+    "FundsReleased": on_account(
+        FundsReleased,
+        cause=Cause(kind=CauseKind.CAPTURE, payment_id="order-17", capture_id="c1"),
+        amount=500,
+        effective_at=EFFECTIVE,
+        after=state(reserved=0),
     ),
-    "FundsDebited": FundsDebited(
-        **on_account(
-            cause=Cause(kind=CauseKind.REFUND, payment_id="order-17", refund_id="r1"),
-            amount=700,
-            counterparty="shop:7",
-            from_reserved=False,
-            effective_at=EFFECTIVE,
-            after=state(kind=AccountKind.EXTERNAL, posted=-(10**18), reserved=0, credit_limit=0),
-        )
+    "FundsDebited": on_account(
+        FundsDebited,
+        cause=Cause(kind=CauseKind.REFUND, payment_id="order-17", refund_id="r1"),
+        amount=700,
+        counterparty="shop:7",
+        from_reserved=False,
+        effective_at=EFFECTIVE,
+        after=state(kind=AccountKind.EXTERNAL, posted=-(10**18), reserved=0, credit_limit=0),
     ),
-    "FundsCredited": FundsCredited(
-        **on_account(
-            cause=Cause(kind=CauseKind.TRANSFER, transfer_id="fx-9", leg=0),
-            amount=10**18,
-            counterparty="bank",
-            effective_at=EFFECTIVE,
-            after=state(posted=10**18),
-        )
+    "FundsCredited": on_account(
+        FundsCredited,
+        cause=Cause(kind=CauseKind.TRANSFER, transfer_id="fx-9", leg=0),
+        amount=10**18,
+        counterparty="bank",
+        effective_at=EFFECTIVE,
+        after=state(posted=10**18),
     ),
-    "CreditLimitChanged": CreditLimitChanged(
-        **on_account(credit_limit=0, reason="überzogen", after=state(credit_limit=0))
+    "CreditLimitChanged": on_account(
+        CreditLimitChanged, credit_limit=0, reason="überzogen", after=state(credit_limit=0)
     ),
-    "AccountFrozen": AccountFrozen(
-        **on_account(
-            scope=FreezeScope.DEBITS,
-            reason="card reported lost",
-            after=state(status=AccountStatus.FROZEN, freeze_scope=FreezeScope.DEBITS),
-        )
+    "AccountFrozen": on_account(
+        AccountFrozen,
+        scope=FreezeScope.DEBITS,
+        reason="card reported lost",
+        after=state(status=AccountStatus.FROZEN, freeze_scope=FreezeScope.DEBITS),
     ),
-    "AccountUnfrozen": AccountUnfrozen(**on_account(reason="card found", after=state())),
-    "AccountClosed": AccountClosed(
-        **on_account(reason="", after=state(posted=0, reserved=0, status=AccountStatus.CLOSED))
+    "AccountUnfrozen": on_account(AccountUnfrozen, reason="card found", after=state()),
+    "AccountClosed": on_account(
+        AccountClosed, reason="", after=state(posted=0, reserved=0, status=AccountStatus.CLOSED)
     ),
-    "PaymentAuthorized": PaymentAuthorized(**on_payment(**PAYMENT_ASKED, expires_at=RECORDED + timedelta(days=7))),
-    "PaymentDeclined": PaymentDeclined(
-        **on_payment(**PAYMENT_ASKED, decline_reason=DeclineReason.INSUFFICIENT_FUNDS, declined_account_id="alice")
+    "PaymentAuthorized": on_payment(PaymentAuthorized, **PAYMENT_ASKED, expires_at=RECORDED + timedelta(days=7)),
+    "PaymentDeclined": on_payment(
+        PaymentDeclined, **PAYMENT_ASKED, decline_reason=DeclineReason.INSUFFICIENT_FUNDS, declined_account_id="alice"
     ),
-    "AuthorizationIncremented": AuthorizationIncremented(
-        **on_payment(
-            increment_id="i1",
-            amount=eur(3_000),
-            before=AUTHORIZED,
-            after=amounts(authorized=3_000, capturable=3_000),
-        )
+    "AuthorizationIncremented": on_payment(
+        AuthorizationIncremented,
+        increment_id="i1",
+        amount=eur(3_000),
+        before=AUTHORIZED,
+        after=amounts(authorized=3_000, capturable=3_000),
     ),
-    "PaymentCaptured": PaymentCaptured(
-        **on_payment(
-            capture_id="c1",
-            amount=eur(2_000),
-            keep_remainder=True,
-            effective_at=EFFECTIVE,
-            before=AUTHORIZED,
-            after=amounts(authorized=2_500, captured=2_000, capturable=500),
-        )
+    "PaymentCaptured": on_payment(
+        PaymentCaptured,
+        capture_id="c1",
+        amount=eur(2_000),
+        keep_remainder=True,
+        effective_at=EFFECTIVE,
+        before=AUTHORIZED,
+        after=amounts(authorized=2_500, captured=2_000, capturable=500),
     ),
-    "PaymentVoided": PaymentVoided(
-        **on_payment(reason="out of stock", before=AUTHORIZED, after=amounts(authorized=2_500, released=2_500))
+    "PaymentVoided": on_payment(
+        PaymentVoided, reason="out of stock", before=AUTHORIZED, after=amounts(authorized=2_500, released=2_500)
     ),
-    "AuthorizationExpired": AuthorizationExpired(
-        **on_payment(before=AUTHORIZED, after=amounts(authorized=2_500, expired=2_500))
+    "AuthorizationExpired": on_payment(
+        AuthorizationExpired, before=AUTHORIZED, after=amounts(authorized=2_500, expired=2_500)
     ),
-    "PaymentRefunded": PaymentRefunded(
-        **on_payment(
-            refund_id="r1",
-            amount=eur(700),
-            effective_at=EFFECTIVE,
-            before=amounts(authorized=2_500, captured=2_500),
-            after=amounts(authorized=2_500, captured=2_500, refunded=700),
-        )
+    "PaymentRefunded": on_payment(
+        PaymentRefunded,
+        refund_id="r1",
+        amount=eur(700),
+        effective_at=EFFECTIVE,
+        before=amounts(authorized=2_500, captured=2_500),
+        after=amounts(authorized=2_500, captured=2_500, refunded=700),
     ),
-    "TransferPosted": TransferPosted(**on_transfer(**TRANSFER_ASKED)),
-    "TransferDeclined": TransferDeclined(
-        **on_transfer(
-            **TRANSFER_ASKED,
-            decline_reason=DeclineReason.ACCOUNT_FROZEN,
-            declined_account_id="exchange:JPY",
-            declined_leg=1,
-        )
+    "TransferPosted": on_transfer(TransferPosted, **TRANSFER_ASKED),
+    "TransferDeclined": on_transfer(
+        TransferDeclined,
+        **TRANSFER_ASKED,
+        decline_reason=DeclineReason.ACCOUNT_FROZEN,
+        declined_account_id="exchange:JPY",
+        declined_leg=1,
     ),
 }
-
-
-def class_version(topic: str) -> int:
-    return int(TOPICS[topic].model_fields["class_version"].default)
 
 
 def golden(topic: str, version: int) -> bytes:
@@ -227,11 +220,12 @@ def stored(event: LedgerEvent, topic: str, state: bytes) -> StoredEvent:
 def test_an_event_is_stored_as_its_golden_bytes(topic: str) -> None:
     """Byte by byte what was released: a field that is renamed, added, reordered or written otherwise shows here."""
     event = CANONICAL[topic]
-    assert MAPPER.to_stored_event(event) == stored(event, topic, golden(topic, class_version(topic)))
+    assert MAPPER.to_stored_event(event) == stored(event, topic, golden(topic, class_version(TOPICS[topic])))
 
 
 @pytest.mark.parametrize(
-    ("topic", "version"), [(topic, version) for topic in TOPICS for version in range(1, class_version(topic) + 1)]
+    ("topic", "version"),
+    [(topic, version) for topic in TOPICS for version in range(1, class_version(TOPICS[topic]) + 1)],
 )
 def test_golden_bytes_of_every_version_are_read_back(topic: str, version: int) -> None:
     """What any release has written is today's event, upcast where it is older."""
@@ -241,21 +235,23 @@ def test_golden_bytes_of_every_version_are_read_back(topic: str, version: int) -
 
 def test_every_version_of_every_topic_has_a_golden_file_and_nothing_else_has() -> None:
     """A new event class or class version without a golden file fails here, and so does a file that is left over."""
-    expected = {f"{topic}.v{version}.json" for topic in TOPICS for version in range(1, class_version(topic) + 1)}
+    expected = {
+        f"{topic}.v{version}.json" for topic in TOPICS for version in range(1, class_version(TOPICS[topic]) + 1)
+    }
     assert {path.name for path in GOLDEN.iterdir()} == expected
     assert set(CANONICAL) == set(TOPICS)
 
 
 def test_every_class_version_but_the_newest_has_an_upcaster() -> None:
     """From 1 to the newest there is a step for each, and no step for anything else."""
-    steps = {(topic, version) for topic in TOPICS for version in range(1, class_version(topic))}
+    steps = {(topic, version) for topic in TOPICS for version in range(1, class_version(TOPICS[topic]))}
     assert set(UPCASTERS) == steps
 
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_golden_bytes_are_compact_json_with_sorted_keys_and_no_null(topic: str) -> None:
     """The files themselves are canonical: another program with a plain JSON library arrives at the same bytes."""
-    for version in range(1, class_version(topic) + 1):
+    for version in range(1, class_version(TOPICS[topic]) + 1):
         data = golden(topic, version)
         canonical = json.dumps(json.loads(data), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         assert data == canonical.encode()
@@ -264,12 +260,12 @@ def test_golden_bytes_are_compact_json_with_sorted_keys_and_no_null(topic: str) 
 
 def test_the_canonical_events_set_every_field() -> None:
     """The golden bytes pin the name of each field, those included that are mostly unset."""
-    optional_in_one = {"freeze_scope"} | {field.name for field in dataclasses.fields(Cause)}
+    optional_in_one = {"freeze_scope"} | set(Cause.__struct_fields__)
     for topic, event in CANONICAL.items():
-        assert all(getattr(event, field) is not None for field in type(event).model_fields), topic
+        assert all(getattr(event, field) is not None for field in type(event).__struct_fields__), topic
     written = set()
     for topic in TOPICS:
-        fields = json.loads(golden(topic, class_version(topic)))
+        fields = json.loads(golden(topic, class_version(TOPICS[topic])))
         written |= set(fields.get("after", {})) | set(fields.get("cause", {}))
     assert optional_in_one - {"increment_id"} <= written
 
@@ -299,7 +295,7 @@ def test_unset_fields_are_left_out() -> None:
 def test_stream_and_version_are_columns_and_not_in_the_bytes() -> None:
     """The same fact on another stream has the same bytes; the topic is a column too."""
     here = CANONICAL["AccountUnfrozen"]
-    there = here.model_copy(update={"originator_id": "account/bob", "originator_version": 99})
+    there = copy(here).standing("account/bob", 99)
     assert MAPPER.to_stored_event(here).state == MAPPER.to_stored_event(there).state
     assert not {"originator_id", "originator_version", "topic"} & set(json.loads(MAPPER.to_stored_event(here).state))
     assert MAPPER.to_domain_event(MAPPER.to_stored_event(there)) == there
@@ -307,9 +303,8 @@ def test_stream_and_version_are_columns_and_not_in_the_bytes() -> None:
 
 def test_equal_events_have_equal_bytes() -> None:
     """Keys are sorted at every depth, those of the metadata too, whoever makes the event and in whatever order."""
-    fields = dict(CANONICAL["AccountOpened"])
-    one = AccountOpened(**fields | {"metadata": {"a": "1", "b": "2"}})
-    two = AccountOpened(**fields | {"metadata": {"b": "2", "a": "1"}})
+    one = altered(CANONICAL["AccountOpened"], metadata={"a": "1", "b": "2"})
+    two = altered(CANONICAL["AccountOpened"], metadata={"b": "2", "a": "1"})
     assert one == two
     assert MAPPER.to_stored_event(one) == MAPPER.to_stored_event(two)
 
@@ -322,15 +317,22 @@ def test_metadata_of_a_command_is_stored_with_sorted_keys() -> None:
 
 
 def test_times_are_stored_in_utc() -> None:
-    """The same moment in another time zone is the same event and the same bytes; seconds have up to six digits."""
-    fields = dict(CANONICAL["FundsReserved"])
+    """The same moment in another time zone is the same command and the same bytes; seconds have up to six digits."""
     tokyo = timezone(timedelta(hours=9))
-    there = FundsReserved(
-        **fields | {"timestamp": RECORDED.astimezone(tokyo), "effective_at": EFFECTIVE.astimezone(tokyo)}
+    here, there = (
+        Ledger(alice=100, shop=0).emitted(authorize(10, effective_at=at)) for at in (EARLIER, EARLIER.astimezone(tokyo))
     )
-    assert there == CANONICAL["FundsReserved"]
-    assert MAPPER.to_stored_event(there).state == golden("FundsReserved", 1)
-    assert MAPPER.to_domain_event(stored(there, "FundsReserved", golden("FundsReserved", 1))).timestamp.tzinfo is UTC
+    assert list(map(MAPPER.to_stored_event, here)) == list(map(MAPPER.to_stored_event, there))
+    assert b'"effective_at":"2025-12-31T23:59:59.000010Z"' in MAPPER.to_stored_event(there[0]).state
+
+
+@given(length=st.timedeltas(timedelta(microseconds=1), timedelta(days=31)))
+def test_a_length_of_time_is_stored_as_pydantic_writes_it(length: timedelta) -> None:
+    """As the first releases did it; and it is read back as what it was."""
+    text = length_text(length)
+    assert text == json.loads(to_json(length))
+    event = altered(CANONICAL["PaymentAuthorized"], hold_for_text=text)
+    assert MAPPER.to_domain_event(MAPPER.to_stored_event(event)).hold_for == length
 
 
 def test_the_mapper_is_the_librarys() -> None:
@@ -342,7 +344,7 @@ def test_the_mapper_is_the_librarys() -> None:
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 times = st.datetimes(timezones=st.just(UTC))
-durations = st.timedeltas(timedelta(microseconds=1), timedelta(days=31))
+lengths = st.timedeltas(timedelta(microseconds=1), timedelta(days=31)).map(length_text)
 integers = st.integers(-(10**18), 10**18)
 
 
@@ -352,8 +354,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         str: texts,
         int: integers,
         bool: st.booleans(),
-        datetime: times,
-        timedelta: durations,
+        Moment: times,
+        Length: lengths,
         NoneType: st.none(),
     }
     if hint in simple:
@@ -369,14 +371,14 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(values(args[0]), min_size=1, max_size=3).map(tuple)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return st.sampled_from(hint)
-    assert dataclasses.is_dataclass(hint), hint
+    assert issubclass(hint, Struct), hint
     return st.builds(hint, **{name: values(each) for name, each in get_type_hints(hint).items()})
 
 
-def events_of(event_class: type[LedgerEvent]) -> st.SearchStrategy[LedgerEvent]:
-    hints = {name: hint for name, hint in get_type_hints(event_class).items() if name in event_class.model_fields}
-    del hints["class_version"]
-    return st.builds(event_class, **{name: values(hint) for name, hint in hints.items()})
+def events_of(kind: type[LedgerEvent]) -> st.SearchStrategy[LedgerEvent]:
+    hints = get_type_hints(kind, include_extras=True)
+    facts = st.builds(kind, **{name: values(hints[name]) for name in kind.__struct_fields__})
+    return st.builds(LedgerEvent.standing, facts, texts, integers)
 
 
 @given(event=st.one_of([events_of(event_class) for event_class in TOPICS.values()]))
@@ -396,11 +398,8 @@ def test_every_event_is_stored_as_compact_json_with_sorted_keys(event: LedgerEve
     read = json.loads(state)
     assert _keys_are_sorted(read)
     assert b" " not in re.sub(rb'"(\\.|[^"\\])*"', b"", state)
-    assert set(read) == {
-        field
-        for field in type(event).model_fields
-        if getattr(event, field) is not None and not field.startswith("originator")
-    }
+    names = zip(event.__struct_fields__, event.__struct_encode_fields__, strict=True)
+    assert set(read) == {"class_version"} | {stored for name, stored in names if getattr(event, name) is not None}
 
 
 def _keys_are_sorted(read: Any) -> bool:
@@ -425,7 +424,7 @@ def unreadable(topic: str, state: bytes, mapper: EventMapper = MAPPER) -> str:
 
 def changed(topic: str, /, **fields: Any) -> bytes:
     """The golden event with other fields; `...` leaves one out. A path goes inwards by double underscores."""
-    whole = json.loads(golden(topic, class_version(topic)))
+    whole = json.loads(golden(topic, class_version(TOPICS[topic])))
     for path, value in fields.items():
         *inwards, last = path.split("__")
         at = whole
@@ -455,7 +454,7 @@ def test_bytes_that_are_no_event_are_unreadable(topic: str, state: bytes) -> Non
 @pytest.mark.parametrize("topic", TOPICS)
 def test_bytes_cut_short_are_unreadable(topic: str) -> None:
     """A torn write never passes for an event, wherever it is torn."""
-    whole = golden(topic, class_version(topic))
+    whole = golden(topic, class_version(TOPICS[topic]))
     for length in range(0, len(whole), 7):
         unreadable(topic, whole[:length])
 
@@ -532,8 +531,7 @@ def test_a_value_that_the_field_can_not_hold_is_unreadable(topic: str, path: str
     [
         (topic, field)
         for topic, event_class in TOPICS.items()
-        for field, info in event_class.model_fields.items()
-        if info.is_required() and not field.startswith("originator")
+        for field in (each.encode_name for each in fields(event_class) if each.default is NODEFAULT)
     ]
     + [("AccountOpened", "class_version"), ("AccountOpened", "after__posted"), ("FundsReserved", "cause__kind")]
     + [("TransferPosted", "legs__1__amount"), ("TransferPosted", "legs__1__amount__minor_units")],
@@ -569,17 +567,16 @@ def test_an_extra_field_is_unreadable(topic: str, path: str) -> None:
 def test_bytes_of_one_event_are_not_read_as_another(topic: str) -> None:
     """The topic says what the bytes are; fields of any other class with other fields don't pass."""
     for other in TOPICS:
-        if set(TOPICS[other].model_fields) != set(TOPICS[topic].model_fields):
-            unreadable(other, golden(topic, class_version(topic)))
+        if set(TOPICS[other].__struct_fields__) != set(TOPICS[topic].__struct_fields__):
+            unreadable(other, golden(topic, class_version(TOPICS[topic])))
 
 
 # --- versions --------------------------------------------------------------------------------------------------------
 
 
-class Greeted(LedgerEvent):
+class Greeted(LedgerEvent, kw_only=True, tag=3):
     """An event of the third version: `name` was `who` at first, and `loud` was not there before the last."""
 
-    class_version: Integer = 3
     name: str
     loud: bool
 
@@ -612,15 +609,13 @@ def test_an_older_version_is_upcast_step_by_step(fields: dict[str, Any]) -> None
     )
     event = GREETINGS.to_domain_event(record)
     assert event == Greeted(
-        originator_id="s",
-        originator_version=5,
         timestamp=START,
         actor="a",
         correlation_id="c",
         command_position=1,
         name="Ada",
         loud=False,
-    )
+    ).standing("s", 5)
     assert event.class_version == 3
     again = GREETINGS.to_stored_event(event)
     assert json.loads(again.state) == GREETING | {"class_version": 3, "name": "Ada", "loud": False}
@@ -663,7 +658,7 @@ def test_an_upcaster_that_fails_makes_the_event_unreadable() -> None:
 @pytest.mark.parametrize("topic", TOPICS)
 def test_a_newer_class_version_is_unreadable_and_says_why(topic: str) -> None:
     """An old program stops at what a newer one wrote, instead of guessing."""
-    newer = class_version(topic) + 1
+    newer = class_version(TOPICS[topic]) + 1
     assert str(newer) in unreadable(topic, changed(topic, class_version=newer))
 
 
@@ -710,7 +705,7 @@ def test_the_table_has_every_event_class_once() -> None:
 
 def test_an_event_that_is_not_in_the_table_is_not_stored() -> None:
     """It could not be read back."""
-    greeting = Greeted(originator_id="s", originator_version=1, **COMMON, name="Ada", loud=True)
+    greeting = Greeted(**COMMON, name="Ada", loud=True).standing("s", 1)
     with pytest.raises(KeyError):
         MAPPER.to_stored_event(greeting)
 
@@ -724,5 +719,7 @@ def test_no_event_is_made_without_a_time() -> None:
 @pytest.mark.parametrize("topic", TOPICS)
 def test_a_fact_does_not_change(topic: str) -> None:
     """Events are values."""
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(AttributeError, match="immutable"):
         CANONICAL[topic].actor = "somebody else"
+    with pytest.raises(AttributeError, match="immutable"):
+        CANONICAL[topic].originator_version = 8

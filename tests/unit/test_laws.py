@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -30,6 +29,7 @@ from domain import (
 )
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ledger.domain.account import Account
 from ledger.domain.book import Book
@@ -451,7 +451,7 @@ class History:
         for stream, where in self.fold.payments.items():
             assert where.authorized == where.captured + where.capturable + where.released + where.expired, stream
             assert where.refunded <= where.captured, stream
-            assert all(0 <= getattr(where, field) <= MOST for field in where.__dataclass_fields__), stream
+            assert all(0 <= getattr(where, field) <= MOST for field in where.__struct_fields__), stream
 
     # --- then: at the end --------------------------------------------------------------------------------------------
 

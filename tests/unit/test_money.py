@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
 
 from ledger.domain.iso4217 import CURRENCIES, WITHOUT_MINOR_UNITS, Currency
 from ledger.domain.money import (
@@ -177,7 +177,7 @@ def test_money_is_an_immutable_value() -> None:
     assert hash(five) == hash(Money("EUR", 500))
     assert five != Money("USD", 500)
     assert five != Money("EUR", 501)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError, match="immutable"):
         five.minor_units = 501  # type: ignore[misc]
 
 
@@ -192,11 +192,11 @@ def test_minor_units_are_an_int_and_nothing_else(value: object) -> None:
 
 @pytest.mark.parametrize("value", ["true", "5.0", "5.5", '"5"', "null"])
 def test_minor_units_from_json_are_an_int_and_nothing_else(value: str) -> None:
-    """Events and commands hold money too, and pydantic, which reads them, converts nothing into an amount."""
-    adapter = TypeAdapter(Money)
-    assert adapter.validate_json('{"currency_code": "EUR", "minor_units": 5}') == Money("EUR", 5)
-    with pytest.raises(ValidationError):
-        adapter.validate_json(f'{{"currency_code": "EUR", "minor_units": {value}}}')
+    """Events hold money too, and msgspec, which reads them, converts nothing into an amount."""
+    decode = msgspec.json.Decoder(Money).decode
+    assert decode('{"currency_code": "EUR", "minor_units": 5}') == Money("EUR", 5)
+    with pytest.raises(msgspec.ValidationError, match="minor_units"):
+        decode(f'{{"currency_code": "EUR", "minor_units": {value}}}')
 
 
 def test_money_outlives_its_currency() -> None:

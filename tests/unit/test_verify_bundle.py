@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from domain import (
     START,
     Ledger,
+    altered,
     authorize,
     capture,
     capture_and_keep,
@@ -335,7 +336,7 @@ def test_states_and_lines_have_the_form_that_the_verifier_knows(metadata: dict[s
     """Whatever clients write, the ledger, the writer of bundles and the verifier spell it alike."""
     opened = Account.open(OpenAccount(account_id="alice", currency_code="EUR"), STAMP, [])
     assert opened.opening
-    event = opened.opening.model_copy(update={"metadata": dict(sorted(metadata.items())), "correlation_id": text})
+    event = altered(opened.opening, metadata=metadata, correlation_id=text)
     state = EventMapper().to_stored_event(event).state
     assert verifier.parsed(state, "the state")["metadata"] == metadata
     line = event_line((1, text, 1, text[::-1], 7, state))
