@@ -19,21 +19,13 @@ import structlog
 from eventsourcing.persistence import StoredEvent
 from msgspec.structs import replace
 
-from ledger.domain.account import Account
 from ledger.domain.aggregate import Stamp
 from ledger.domain.book import Book
 from ledger.domain.commands import AuthorizePayment, Command, PostTransfer
-from ledger.domain.decisions import ACCOUNT_COMMANDS, PAYMENT_COMMANDS, Outcome, decide, streams_behind, streams_of
+from ledger.domain.decisions import Outcome, decide
 from ledger.domain.errors import BatchAborted, DeclinedInBatch, Refusal
-from ledger.domain.events import (
-    FundsCredited,
-    FundsDebited,
-    LedgerEvent,
-    TransferDeclined,
-    account_stream,
-    payment_stream,
-)
-from ledger.domain.payment import Payment
+from ledger.domain.events import TransferDeclined
+from ledger.domain.funds import net_of
 from ledger.limits import MEMORY_MOST_STREAMS, QUEUE_MOST_COMMANDS
 from ledger.memory import Memory
 from ledger.outages import (
@@ -64,7 +56,6 @@ CLOCK_OFF_S: Final = 5.0
 SETTLE_S: Final = 5.0
 STOP_S: Final = 2.5
 _MOVED_MOST: Final = 100_000
-_MOVED_FUNDS: Final = (FundsDebited, FundsCredited)
 CHECK_S: Final = 5.0
 _IDLE_CHECK_S: Final = 1.0
 _RECONNECT_S: Final = 0.2
@@ -350,14 +341,14 @@ class Committer:
         there is nothing to append it says nothing.
         """
         commands = [command for chunk in chunks for command in chunk.commands]
-        wanted = _wanted(commands, self._memory)
+        wanted = self._memory.lacks(commands)
         assumed_new = assume_new and bool(wanted.whole) and not wanted.last
         if assumed_new:
             self._memory.take_for_missing(wanted.whole)
             wanted = Wanted()
         checked = self._load(wanted)
         # What a payment's accounts are is only known when the payment is.
-        checked = self._load(_wanted_behind(commands, self._memory)) or checked
+        checked = self._load(self._memory.lacks_behind(commands)) or checked
         now = max(self._clock(), self._memory.head.recorded_at).astimezone(UTC)
         book = Book(self._memory, self._memory.head.position)
         results = [self._decide_chunk(chunk, book, now) for chunk in chunks]
@@ -401,7 +392,8 @@ class Committer:
         stamp = Stamp(now, ticket.actor, ticket.correlation_id, book.next_position)
         try:
             outcome = decide(command, layer, stamp)
-            require_balanced(layer.events)
+            net = net_of(layer.events)
+            assert not any(net.values()), f"debits and credits differ by {net}"  # Money is never made or lost.
         except Refusal as refusal:
             return refusal.with_traceback(None)
         except Exception:
@@ -518,17 +510,6 @@ class Committer:
         hand_out(tickets)
 
 
-def require_balanced(events: Sequence[LedgerEvent]) -> None:
-    """Assert that the debits of one command equal its credits in each currency: money is never made or lost."""
-    net: dict[str, int] = {}
-    for event in events:
-        if isinstance(event, _MOVED_FUNDS):
-            change = event.amount if isinstance(event, FundsCredited) else -event.amount
-            currency_code = event.after.currency_code
-            net[currency_code] = net.get(currency_code, 0) + change
-    assert not any(net.values()), f"debits and credits differ by {net}"
-
-
 def _is_lone(chunks: Sequence[Chunk]) -> bool:
     """Whether there is just one command, which begins a stream: it need not wait for a look at the log.
 
@@ -540,32 +521,6 @@ def _is_lone(chunks: Sequence[Chunk]) -> bool:
     return isinstance(command, AuthorizePayment | PostTransfer) and not (
         command.validate_only or chunks[0].ticket.validate_only
     )
-
-
-def _wanted(commands: Sequence[Command], memory: Memory) -> Wanted:
-    wanted = Wanted()
-    for command in commands:
-        for stream in streams_of(command):
-            if not memory.knows(stream):
-                (wanted.last if stream.startswith("account/") else wanted.whole).add(stream)
-        if isinstance(command, ACCOUNT_COMMANDS):
-            stream = account_stream(command.account_id)
-            if stream in wanted.last:
-                wanted.first.add(stream)
-            elif isinstance(account := memory.get(stream), Account) and account.opening is None:
-                wanted.last.add(stream)
-                wanted.first.add(stream)
-    return wanted
-
-
-def _wanted_behind(commands: Sequence[Command], memory: Memory) -> Wanted:
-    wanted = Wanted()
-    for command in commands:
-        if isinstance(command, PAYMENT_COMMANDS):
-            payment = memory.get(payment_stream(command.payment_id))
-            if isinstance(payment, Payment):
-                wanted.last.update(stream for stream in streams_behind(payment) if not memory.knows(stream))
-    return wanted
 
 
 def _failure(result: Result) -> Refusal | None:

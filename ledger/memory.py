@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from ledger.domain.account import Account
 from ledger.domain.aggregate import LedgerAggregate
-from ledger.domain.events import AccountOpened, LedgerEvent
+from ledger.domain.commands import Command
+from ledger.domain.decisions import ACCOUNT_COMMANDS, PAYMENT_COMMANDS, streams_behind, streams_of
+from ledger.domain.events import AccountOpened, LedgerEvent, account_stream, payment_stream
 from ledger.domain.payment import Payment
 from ledger.domain.transfer import Transfer
 from ledger.event_log import RecordedEvent
@@ -34,6 +36,32 @@ class Memory:
 
     def knows(self, stream: str) -> bool:
         return stream in self._known or stream in self._missing
+
+    def lacks(self, commands: Iterable[Command]) -> Wanted:
+        """What is to be loaded before the commands can be decided on, as far as they tell themselves."""
+        wanted = Wanted()
+        for command in commands:
+            for stream in streams_of(command):
+                if not self.knows(stream):
+                    (wanted.last if stream.startswith("account/") else wanted.whole).add(stream)
+            if isinstance(command, ACCOUNT_COMMANDS):
+                stream = account_stream(command.account_id)
+                if stream in wanted.last:
+                    wanted.first.add(stream)
+                elif isinstance(account := self.get(stream), Account) and account.opening is None:
+                    wanted.last.add(stream)
+                    wanted.first.add(stream)
+        return wanted
+
+    def lacks_behind(self, commands: Iterable[Command]) -> Wanted:
+        """The same for the accounts of their payments, which are only known when the payments are."""
+        wanted = Wanted()
+        for command in commands:
+            if isinstance(command, PAYMENT_COMMANDS):
+                payment = self.get(payment_stream(command.payment_id))
+                if isinstance(payment, Payment):
+                    wanted.last.update(stream for stream in streams_behind(payment) if not self.knows(stream))
+        return wanted
 
     def get(self, stream: str) -> LedgerAggregate | None:
         """The aggregate of a stream, or None if it has no events. The stream has to be one that is known."""

@@ -22,7 +22,8 @@ from ledger.domain.aggregate import Stamp
 from ledger.domain.book import Book
 from ledger.domain.commands import AuthorizePayment, Command, PostTransfer
 from ledger.domain.decisions import decide, streams_of
-from ledger.domain.events import TOPICS, FundsCredited, FundsDebited, LedgerEvent
+from ledger.domain.events import TOPICS, LedgerEvent
+from ledger.domain.funds import net_of
 
 _TOPICS: Final = frozenset(topic for topic, kind in TOPICS.items() if begins_command(kind))
 
@@ -121,8 +122,9 @@ class Retrial:
         if not events or not self._is_recorded(events, place):
             return self._object(place, Tried(events))
         self._past.learn(book.changed)
-        if any(net_of(events).values()):
-            what = f"debits and credits of this command differ by {net_of(events)}"
+        net = net_of(events)
+        if any(net.values()):
+            what = f"debits and credits of this command differ by {net}"
             self._findings.add(Finding(Kind.SUMS, what, row[0], row[1], row[2]))
         return len(events)
 
@@ -155,14 +157,3 @@ class Retrial:
         if found is None:
             found = self._moments[microseconds] = moment(microseconds)
         return found
-
-
-def net_of(events: Sequence[LedgerEvent]) -> dict[str, int]:
-    """Credits minus debits, by currency."""
-    net: dict[str, int] = {}
-    for event in events:
-        if isinstance(event, FundsCredited | FundsDebited):
-            change: Any = event.amount if isinstance(event, FundsCredited) else -event.amount
-            currency_code = event.after.currency_code
-            net[currency_code] = net.get(currency_code, 0) + change
-    return net

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, TypeVar
 
-from ledger.domain.events import AccountKind, AccountState, AccountStatus, DeclineReason, FreezeScope
+from ledger.domain.events import (
+    AccountKind,
+    AccountState,
+    AccountStatus,
+    DeclineReason,
+    FreezeScope,
+    FundsCredited,
+    FundsDebited,
+    LedgerEvent,
+)
 from ledger.domain.money import MAX_MINOR_UNITS
 
 _PRECEDENCE: Final = (
@@ -13,6 +23,8 @@ _PRECEDENCE: Final = (
     DeclineReason.BALANCE_LIMIT,
     DeclineReason.INSUFFICIENT_FUNDS,
 )
+
+_POSTED: Final = (FundsCredited, FundsDebited)
 
 Whose = TypeVar("Whose")
 
@@ -79,6 +91,17 @@ def reserved(state: AccountState, change: int) -> AccountState:
 def spent(state: AccountState, amount: int) -> AccountState:
     """The state after an amount that had been reserved has left the account."""
     return _moved(state, -amount, -amount)
+
+
+def net_of(events: Iterable[LedgerEvent]) -> dict[str, int]:
+    """Credits minus debits, by currency: zeros, of all events of a command."""
+    net: dict[str, int] = {}
+    for event in events:
+        if isinstance(event, _POSTED):
+            change = event.amount if isinstance(event, FundsCredited) else -event.amount
+            currency_code = event.after.currency_code
+            net[currency_code] = net.get(currency_code, 0) + change
+    return net
 
 
 def _moved(state: AccountState, posted_change: int, reserved_change: int) -> AccountState:
