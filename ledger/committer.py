@@ -347,7 +347,6 @@ class Committer:
             self._memory.take_for_missing(wanted.whole)
             wanted = Wanted()
         checked = self._load(wanted)
-        # What a payment's accounts are is only known when the payment is.
         checked = self._load(self._memory.lacks_behind(commands)) or checked
         now = max(self._clock(), self._memory.head.recorded_at).astimezone(UTC)
         book = Book(self._memory, self._memory.head.position)

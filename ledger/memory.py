@@ -38,7 +38,7 @@ class Memory:
         return stream in self._known or stream in self._missing
 
     def lacks(self, commands: Iterable[Command]) -> Wanted:
-        """What is to be loaded before the commands can be decided on, as far as they tell themselves."""
+        """What is to be loaded before the commands can be decided on, as far as the commands alone tell."""
         wanted = Wanted()
         for command in commands:
             for stream in streams_of(command):

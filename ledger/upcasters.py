@@ -48,7 +48,7 @@ class EventMapper(Mapper[str]):
         self._upcasters = upcasters
 
     def to_stored_event(self, domain_event: DomainEventProtocol[str]) -> StoredEvent:
-        """The event as it is stored. Equal events have equal bytes."""
+        """The event as it is stored. Events that we make have equal bytes if they are equal."""
         assert isinstance(domain_event, LedgerEvent)
         return StoredEvent(
             originator_id=domain_event.originator_id,
@@ -64,7 +64,8 @@ class EventMapper(Mapper[str]):
             event = msgspec.convert(fields, event_class)
         except (ValueError, KeyError, TypeError) as error:
             raise UnreadableEvent(stored_event, str(error)) from error
-        return event.standing(str(stored_event.originator_id), stored_event.originator_version)
+        assert isinstance(stored_event.originator_id, str)
+        return event.standing(stored_event.originator_id, stored_event.originator_version)
 
     def fields_of(self, topic: str, state: bytes) -> tuple[type[LedgerEvent], dict[str, Any]]:
         """The class of today and its fields as JSON has them, upcast but not validated: cheap, for those who fold.
@@ -74,7 +75,10 @@ class EventMapper(Mapper[str]):
         event_class = self._classes.get(topic)
         if event_class is None:
             raise ValueError("unknown topic; is this ledger written by a newer release?")
-        fields = _decode(state)
+        try:
+            fields = _decode(state)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         version, newest = fields["class_version"], self._newest[topic]
         if type(version) is not int or version < 1:
             raise ValueError(f"class_version is {version!r}, not 1, 2, 3 ...")

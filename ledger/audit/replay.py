@@ -54,7 +54,8 @@ def command_of(kind: type[LedgerEvent], stream: str, fields: Fields) -> Command:
     """The command whose first event has these fields, as JSON has them.
 
     What the answer did not depend on is not recorded and not in it: `validate_only` and preconditions.
-    Raises InvalidCommand if the request was malformed, KeyError if the event does not tell all of it.
+    Raises InvalidCommand if the request was malformed, KeyError if the event does not tell all of it, TypeError or
+    msgspec's ValidationError if an amount is none.
     """
     return _REBUILD[kind](stream, fields)
 
@@ -120,8 +121,8 @@ def _id(stream: str) -> str:
     return stream.partition("/")[2]
 
 
-def _money(field: Any) -> Money:
-    return msgspec.convert(field, Money)
+def _money(field: Any) -> Money | None:
+    return msgspec.convert(field, Money | None)
 
 
 def _legs(field: Any) -> tuple[TransferLeg, ...]:
@@ -129,7 +130,7 @@ def _legs(field: Any) -> tuple[TransferLeg, ...]:
 
 
 _VALUES: Final[dict[str, Callable[[Any], Any]]] = {"amount": _money, "credit_limit": _money, "legs": _legs}
-"""How the values are read that a command takes as such."""
+"""Fields that a command takes as values, and not as JSON has them."""
 
 _REBUILD: Final[dict[type[LedgerEvent], Callable[[str, Fields], Command]]] = {
     AccountOpened: _open_account,

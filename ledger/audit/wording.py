@@ -86,7 +86,7 @@ def unreadable_text(error: BaseException) -> str:
     """Why an event can't be read."""
     if isinstance(error, ValidationError):
         what, _, where = str(error).partition(" - at `$.")
-        what = what[:1].lower() + what[1:]
+        what = "not a length of time, like P7D" if " matching regex " in what else what[:1].lower() + what[1:]
         return in_short(f"{where.rstrip('`')}: {what}" if where else what)
     return in_short(str(error))
 

@@ -77,7 +77,7 @@ class Account(LedgerAggregate):
         event = AccountOpened(
             account_id=command.account_id,
             credit_limit=command.credit_limit,
-            metadata=command.metadata,
+            metadata=dict(command.metadata),
             after=AccountState(
                 currency_code=command.currency_code,
                 kind=command.kind,
@@ -108,7 +108,7 @@ class Account(LedgerAggregate):
             "amount": command.amount,
             "hold_for_text": None if command.hold_for is None else length_text(command.hold_for),
             "reference": command.reference,
-            "metadata": command.metadata,
+            "metadata": dict(command.metadata),
             "effective_at": command.effective_at,
             **stamp.fields,
         }

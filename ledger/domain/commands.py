@@ -120,7 +120,7 @@ Limit: TypeAlias = Annotated[InstanceOf[Money], AfterValidator(_not_negative)]
 Metadata: TypeAlias = Annotated[dict[str, str], AfterValidator(_metadata)]
 Text: TypeAlias = Annotated[str, AfterValidator(_text)]
 HoldFor: TypeAlias = Annotated[timedelta, AfterValidator(_hold_for)]
-Moment: TypeAlias = Annotated[datetime, AfterValidator(_in_utc)]
+EffectiveAt: TypeAlias = Annotated[datetime, AfterValidator(_in_utc)]
 
 
 def _preconditions(preconditions: tuple[Precondition, ...]) -> tuple[Precondition, ...]:
@@ -233,7 +233,7 @@ class AuthorizePayment(Command):
     hold_for: HoldFor | None = None
     reference: Text = ""
     metadata: Metadata = {}
-    effective_at: Moment | None = None
+    effective_at: EffectiveAt | None = None
 
     @model_validator(mode="after")
     def _two_accounts(self) -> Self:
@@ -261,7 +261,7 @@ class CapturePayment(Command):
     capture_id: Id
     amount: PositiveMoney | None = None
     keep_remainder: bool = False
-    effective_at: Moment | None = None
+    effective_at: EffectiveAt | None = None
 
 
 class VoidPayment(Command):
@@ -285,7 +285,7 @@ class RefundPayment(Command):
     payment_id: Id
     refund_id: Id
     amount: PositiveMoney | None = None
-    effective_at: Moment | None = None
+    effective_at: EffectiveAt | None = None
 
 
 class PostTransfer(Command):
@@ -297,7 +297,7 @@ class PostTransfer(Command):
     legs: Annotated[tuple[InstanceOf[TransferLeg], ...], AfterValidator(_legs)]
     reference: Text = ""
     metadata: Metadata = {}
-    effective_at: Moment | None = None
+    effective_at: EffectiveAt | None = None
 
 
 def _as_violation(error: Any) -> FieldViolation:

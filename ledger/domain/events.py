@@ -7,8 +7,9 @@ Stored are the event's fields as JSON with sorted keys; a field that is unset (N
 version are columns of the log, not part of the JSON. Amounts are integers in the minor unit of the currency (cents).
 Times are UTC with microseconds.
 
-Facts are values of msgspec: made and written at a fifth of what pydantic takes, frozen, and checked as strictly when
-they are read. What comes from outside is checked by commands, before there is a fact.
+Facts are frozen values of msgspec. They are checked when they are read; when they are made, all that is in them comes
+from commands, which are checked. A field that may be unset has None for its default, and no other field has one: what
+equals its default is not stored.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from msgspec import Meta, Struct
 from ledger.domain.money import Money
 
 Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
-"""A time in UTC, to the microsecond."""
+"""A time with a time zone, to the microsecond. What makes events gives it in UTC."""
 
-Length: TypeAlias = Annotated[str, Meta(pattern=r"^P(?=.)(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?$")]
-"""A length of time, as ISO 8601 writes it: P7D, PT1H30M."""
+_TIME: Final = r"(?:T(?=.)(?:[0-9]{1,2}H)?(?:[0-9]{1,2}M)?(?:[0-9]{1,2}(?:\.[0-9]{1,6})?S)?)?"
+
+Length: TypeAlias = Annotated[str, Meta(pattern=rf"\AP(?=.)(?:[0-9]{{1,9}}D)?{_TIME}\Z")]
+"""A length of time, as ISO 8601 writes it: P7D, PT1H30M. Text, as msgspec would write another one (PT5400S)."""
 
 
 class AccountKind(StrEnum):
@@ -72,9 +75,6 @@ class CauseKind(StrEnum):
     EXPIRY = "EXPIRY"
     REFUND = "REFUND"
     TRANSFER = "TRANSFER"
-
-
-# The fields of the values below stand in alphabetical order because that is the order in which they are stored.
 
 
 class AccountState(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
@@ -158,14 +158,21 @@ class LedgerEvent(
         return class_version(type(self))
 
     def standing(self, stream: str, version: int) -> Self:
-        """This event, as the one of that version in a stream. Each event is given its place once, when it is made."""
+        """This event, as the one of that version in a stream. Each event is given its place once, when it is made.
+
+        What is copied from it, or made of it with other fields, has no place yet.
+        """
         place = self.__dict__
+        assert not place, f"{place} is where the event stands"
         place["originator_id"], place["originator_version"] = stream, version
         return self
 
     def __eq__(self, other: object) -> bool:
-        """Whether it is the same fact, in the same place."""
+        """Whether it is the same fact, in the same place. Facts are no keys: they have no hash."""
         return super().__eq__(other) is True and self.__dict__ == other.__dict__
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     @staticmethod
     def create_timestamp() -> datetime:
@@ -458,15 +465,14 @@ def class_version(kind: type[LedgerEvent]) -> int:
 
 
 def length_text(length: timedelta) -> Length:
-    """A length of time as it is stored: PT1H30M for 90 minutes. Of those that are equal, the same text."""
+    """A length of time, more than none, as it is stored: PT1H30M for 90 minutes."""
+    assert length > timedelta(0)
     minutes, seconds = divmod(length.seconds, 60)
     hours, minutes = divmod(minutes, 60)
-    fraction = f".{length.microseconds:06}".rstrip("0") if length.microseconds else ""
+    precise = f"{seconds}.{length.microseconds:06}".rstrip("0").rstrip(".")
     days = f"{length.days}D" if length.days else ""
     time = "".join(
-        f"{count}{unit}"
-        for count, unit in ((hours, "H"), (minutes, "M"), (f"{seconds}{fraction}", "S"))
-        if count not in (0, "0")
+        f"{count}{unit}" for count, unit in ((f"{hours}", "H"), (f"{minutes}", "M"), (precise, "S")) if count != "0"
     )
     return f"P{days}T{time}" if time else f"P{days}"
 

@@ -24,7 +24,7 @@ _PRECEDENCE: Final = (
     DeclineReason.INSUFFICIENT_FUNDS,
 )
 
-_POSTED: Final = (FundsCredited, FundsDebited)
+_MOVED_FUNDS: Final = (FundsCredited, FundsDebited)
 
 Whose = TypeVar("Whose")
 
@@ -97,7 +97,7 @@ def net_of(events: Iterable[LedgerEvent]) -> dict[str, int]:
     """Credits minus debits, by currency: zeros, of all events of a command."""
     net: dict[str, int] = {}
     for event in events:
-        if isinstance(event, _POSTED):
+        if isinstance(event, _MOVED_FUNDS):
             change = event.amount if isinstance(event, FundsCredited) else -event.amount
             currency_code = event.after.currency_code
             net[currency_code] = net.get(currency_code, 0) + change

@@ -64,7 +64,7 @@ class Transfer(LedgerAggregate):
             "transfer_id": command.transfer_id,
             "legs": command.legs,
             "reference": command.reference,
-            "metadata": command.metadata,
+            "metadata": dict(command.metadata),
             "effective_at": command.effective_at,
             **stamp.fields,
         }

@@ -40,8 +40,8 @@ LOGS_MOST_BYTES: Final = 2**20
 
 _INSIDE: Final = re.compile(
     rb"Traceback|\.py\b|\.cc?:\d|\.pyx|site-packages|Exception|[a-z]Error\b|Errno|errno|<class|object at| at 0x"
-    rb"|psycopg|pydantic|asyncio|uvloop|protobuf|eventsourcing|NoneType|SELECT |INSERT |UPDATE |relation \"|SQLSTATE"
-    rb"|/home/|/root/|/usr/|/tmp/"
+    rb"|psycopg|pydantic|msgspec|asyncio|uvloop|protobuf|eventsourcing|NoneType|/home/|/root/|/usr/|/tmp/"
+    rb"|SELECT |INSERT |UPDATE |relation \"|SQLSTATE"
 )
 
 

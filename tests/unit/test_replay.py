@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from domain import (
     MOST,
@@ -130,3 +131,11 @@ def test_a_malformed_request_is_no_command() -> None:
     kind, fields = MAPPER.fields_of(stored.topic, stored.state.replace(b'"minor_units":1', b'"minor_units":-1'))
     with pytest.raises(InvalidCommand, match="minor_units"):
         command_of(kind, stored.originator_id, fields)
+
+
+def test_null_is_unset() -> None:
+    """No release writes it; whose bytes they are is for others to say."""
+    fields = {"capture_id": "all", "amount": None, "keep_remainder": False, "effective_at": None}
+    assert command_of(TOPICS["PaymentCaptured"], "payment/p", fields) == capture("all")
+    with pytest.raises(msgspec.ValidationError, match="minor_units"):
+        command_of(TOPICS["PaymentCaptured"], "payment/p", {**fields, "amount": {"currency_code": "EUR"}})
