@@ -77,6 +77,9 @@ class CauseKind(StrEnum):
     TRANSFER = "TRANSFER"
 
 
+# gc=False: these hold texts, numbers and each other only, so that Python's collector need not look at them.
+
+
 class AccountState(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """All that decisions need to know of an account. Every account event carries the state after it.
 
