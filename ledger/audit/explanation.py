@@ -22,6 +22,7 @@ from ledger.domain.events import (
     TransferDeclined,
     TransferEvent,
     account_stream,
+    class_version,
     payment_stream,
     transfer_stream,
 )
@@ -190,7 +191,7 @@ class Explanation:
         if state == stored.state:
             return None
         if recorded.event == decided:
-            is_older = msgspec.json.decode(state)["class_version"] < decided.class_version
+            is_older = msgspec.json.decode(state)["class_version"] < class_version(type(decided))
             return None if is_older else recorded.finding(Kind.BYTES, "it says the right thing in other bytes")
         _, stands = self._mapper.fields_of(recorded.row[3], state)
         path, found, expected = _first_difference(stands, msgspec.json.decode(stored.state))

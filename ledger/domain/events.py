@@ -155,11 +155,6 @@ class LedgerEvent(
     correlation_id: str
     command_position: int
 
-    @property
-    def class_version(self) -> int:
-        """The version of the class that the stored fields are of."""
-        return class_version(type(self))
-
     def standing(self, stream: str, version: int) -> Self:
         """This event, as the one of that version in a stream. Each event is given its place once, when it is made.
 

@@ -303,8 +303,8 @@ def test_stream_and_version_are_columns_and_not_in_the_bytes() -> None:
     assert MAPPER.to_stored_event(here).state == MAPPER.to_stored_event(there).state
     assert not {"originator_id", "originator_version", "topic"} & set(json.loads(MAPPER.to_stored_event(here).state))
     assert MAPPER.to_domain_event(MAPPER.to_stored_event(there)) == there
-    assert here != there
-    assert not here == there  # noqa: SIM201  # equal and not equal are two questions to msgspec
+    # To msgspec these are two questions.
+    assert (here == there, here != there) == (False, True)
     with pytest.raises(AssertionError):
         there.standing("account/carol", 1)
 
@@ -460,7 +460,8 @@ def test_unchanged_golden_events_are_readable_here() -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [b"", b"{", b"{}", b"[]", b"null", b"5", b'"text"', b"\xff", b"{} {}", b"not json", DEEP]
+    "state",
+    [b"", b"{", b"{}", b"[]", b"null", b"5", b'"text"', b"\xff", b"{} {}", b"not json", pytest.param(DEEP, id="deep")],
 )
 @pytest.mark.parametrize("topic", ["AccountOpened", "PaymentAuthorized", "TransferPosted"])
 def test_bytes_that_are_no_event_are_unreadable(topic: str, state: bytes) -> None:
@@ -642,7 +643,6 @@ def test_an_older_version_is_upcast_step_by_step(fields: dict[str, Any]) -> None
         name="Ada",
         loud=False,
     ).standing("s", 5)
-    assert event.class_version == 3
     again = GREETINGS.to_stored_event(event)
     assert json.loads(again.state) == GREETING | {"class_version": 3, "name": "Ada", "loud": False}
     assert GREETINGS.to_domain_event(again) == event

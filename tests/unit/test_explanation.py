@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
-from domain import START, Ledger, altered, close, open_account
+from domain import START, Ledger, altered, authorize, close, open_account
 from msgspec.structs import asdict
 
 from ledger.audit import replay
@@ -58,3 +60,29 @@ def test_an_event_of_today_has_to_have_the_bytes_of_today() -> None:
     assert finding is not None
     assert (finding.kind, finding.position) == (Kind.BYTES, event.command_position)
     assert explain([row_of(event, state)], 0, Tried([event]), mapper).finding is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "wrong", "why"),
+    [
+        (b'"PT1H"', b'"an hour"', "hold_for: not a length of time, like P7D"),
+        (b'"minor_units":5', b'"minor_units":5.0', "amount.minor_units: expected `int`, got `float`"),
+        (b'"payment_id":"p",', b"", "object missing required field `payment_id`"),
+    ],
+)
+def test_what_can_not_be_read_is_named_by_its_field(stored: bytes, wrong: bytes, why: str) -> None:
+    """In words for an auditor, not for whoever wrote the class."""
+    event, *_ = Ledger(alice=100, shop=0).emitted(authorize(5, hold_for=timedelta(hours=1)))
+    state = EventMapper().to_stored_event(event).state
+    assert stored in state
+    row = (
+        event.command_position,
+        event.stream,
+        1,
+        "PaymentAuthorized",
+        (START - EPOCH) // US,
+        state.replace(stored, wrong),
+    )
+    finding = explain([row], 0, Tried([event]), EventMapper()).finding
+    assert finding is not None
+    assert (finding.kind, finding.what) == (Kind.UNREADABLE, f"PaymentAuthorized can't be read: {why}")
