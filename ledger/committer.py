@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import psycopg
 import structlog
-from eventsourcing.persistence import StoredEvent
 from msgspec.structs import replace
 
 from ledger.domain.aggregate import Stamp
@@ -39,7 +38,7 @@ from ledger.outages import (
     WritesStopped,
 )
 from ledger.ticket import Chunk, Mode, Queue, Result, Ticket
-from ledger.upcasters import EventMapper
+from ledger.upcasters import EventMapper, LogRow
 from ledger.writer import (
     READ_ONLY,
     AppendUnknown,
@@ -84,7 +83,7 @@ class Decided:
 
     results: list[list[Result]]
     book: Book
-    events: list[StoredEvent]
+    rows: list[LogRow]
     recorded_at: datetime
     checked: bool
     """Whether the log was seen to end where the decisions hold while they were made."""
@@ -268,10 +267,10 @@ class Committer:
         writer = self._connected()
         try:
             decided = self._decide(chunks, assume_new=_is_lone(chunks))
-            if decided.assumed_new and not decided.events:
+            if decided.assumed_new and not decided.rows:
                 self._memory.forget_missing()
                 decided = self._decide(chunks)
-            if decided.events:
+            if decided.rows:
                 self._append(writer, decided)
             elif not decided.checked:
                 self._require_head(writer.head())
@@ -282,7 +281,7 @@ class Committer:
 
     def _append(self, writer: Writer, decided: Decided) -> None:
         try:
-            writer.append(self._memory.head, decided.events, decided.recorded_at)
+            writer.append(self._memory.head, decided.rows, decided.recorded_at)
         except AppendUnknown as error:
             self._settle(writer, decided, error)
 
@@ -294,8 +293,8 @@ class Committer:
                 self._catch_up(writer)
                 self.lost_races += self._memory.head != before
                 decided = self._decide(chunks)
-                if decided.events:
-                    writer.append(self._memory.head, decided.events, decided.recorded_at)
+                if decided.rows:
+                    writer.append(self._memory.head, decided.rows, decided.recorded_at)
         except AppendUnknown as error:
             assert decided is not None
             self._settle(writer, decided, error)
@@ -316,7 +315,7 @@ class Committer:
             fresh = None
             try:
                 fresh = Writer(self._dsn, self._ledger, self._clock)
-                landed = fresh.settle(lost, head, decided.events)
+                landed = fresh.settle(lost, head, decided.rows)
             except (psycopg.Error, AppendUnknown, NotReplicated, NotWritten) as error:
                 if fresh is not None:
                     fresh.close()
@@ -329,8 +328,8 @@ class Committer:
                 return landed
 
     def _remember(self, decided: Decided) -> None:
-        if decided.events:
-            head = Head(self._memory.head.position + len(decided.events), decided.recorded_at)
+        if decided.rows:
+            head = Head(self._memory.head.position + len(decided.rows), decided.recorded_at)
             self._memory.recorded(decided.book.changed, head)
 
     def _decide(self, chunks: Sequence[Chunk], *, assume_new: bool = False) -> Decided:
@@ -351,8 +350,8 @@ class Committer:
         now = max(self._clock(), self._memory.head.recorded_at).astimezone(UTC)
         book = Book(self._memory, self._memory.head.position)
         results = [self._decide_chunk(chunk, book, now) for chunk in chunks]
-        stored = [self._mapper.to_stored_event(event) for event in book.events]
-        return Decided(results, book, stored, now, checked, assumed_new)
+        rows = [self._mapper.to_row(event) for event in book.events]
+        return Decided(results, book, rows, now, checked, assumed_new)
 
     def _load(self, wanted: Wanted) -> bool:
         """Load what is wanted, if anything; whether the head was seen to be the memory's."""

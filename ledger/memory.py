@@ -39,13 +39,13 @@ class Memory:
 
     def lacks(self, commands: Iterable[Command]) -> Wanted:
         """What is to be loaded before the commands can be decided on, as far as the commands alone tell."""
-        wanted = Wanted()
+        wanted, known, missing = Wanted(), self._known, self._missing
         for command in commands:
             for stream in streams_of(command):
-                if not self.knows(stream):
+                if stream not in known and stream not in missing:
                     (wanted.last if stream.startswith("account/") else wanted.whole).add(stream)
-            if isinstance(command, ACCOUNT_COMMANDS):
-                stream = account_stream(command.account_id)
+            if type(command) in ACCOUNT_COMMANDS:
+                stream = account_stream(command.account_id)  # type: ignore[attr-defined]
                 if stream in wanted.last:
                     wanted.first.add(stream)
                 elif isinstance(account := self.get(stream), Account) and account.opening is None:
@@ -57,8 +57,8 @@ class Memory:
         """The same for the accounts of their payments, which are only known when the payments are."""
         wanted = Wanted()
         for command in commands:
-            if isinstance(command, PAYMENT_COMMANDS):
-                payment = self.get(payment_stream(command.payment_id))
+            if type(command) in PAYMENT_COMMANDS:
+                payment = self.get(payment_stream(command.payment_id))  # type: ignore[attr-defined]
                 if isinstance(payment, Payment):
                     wanted.last.update(stream for stream in streams_behind(payment) if not self.knows(stream))
         return wanted

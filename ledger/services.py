@@ -121,7 +121,7 @@ class Desk:
         call, mode = exchange.admitted, _mode(request)
         _check_size(request, mode)
         commands = _commands(request, call.caller)
-        sound = [each for each in commands if isinstance(each, Command)]
+        sound = [each for each in commands if not isinstance(each, Refusal)]
         if mode is Mode.ATOMIC and len(sound) < len(commands):
             exchange.reply(batch_response(request, _aborted(commands)))
             return

@@ -191,4 +191,4 @@ def _worth(ticket: Ticket, room: int) -> Sequence[Command]:
 
 def _events_of(command: Command) -> int:
     """About how many events a command comes to."""
-    return 1 + 2 * len(command.legs) if isinstance(command, PostTransfer) else 2
+    return 1 + 2 * len(command.legs) if type(command) is PostTransfer else 2

@@ -17,6 +17,9 @@ Upcaster: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = {}
 """By topic and stored class version. Every version that was ever released has a golden file that a test reads back."""
 
+LogRow: TypeAlias = tuple[str, int, str, bytes]
+"""An event as it is stored: stream, version, topic, state."""
+
 _encode: Final = msgspec.json.Encoder(order="sorted").encode
 _decode: Final = msgspec.json.Decoder().decode
 
@@ -46,15 +49,14 @@ class EventMapper(Mapper[str]):
         self._newest: dict[str, int] = {topic: class_version(event_class) for topic, event_class in topics.items()}
         self._upcasters = upcasters
 
+    def to_row(self, event: LedgerEvent) -> LogRow:
+        """The event as the log's table has it. Events that we make have equal bytes if they are equal."""
+        return event.originator_id, event.originator_version, self._topics[type(event)], _encode(event)
+
     def to_stored_event(self, domain_event: DomainEventProtocol[str]) -> StoredEvent:
-        """The event as it is stored. Events that we make have equal bytes if they are equal."""
+        """The same, in the library's words."""
         assert isinstance(domain_event, LedgerEvent)
-        return StoredEvent(
-            originator_id=domain_event.originator_id,
-            originator_version=domain_event.originator_version,
-            topic=self._topics[type(domain_event)],
-            state=_encode(domain_event),
-        )
+        return StoredEvent(*self.to_row(domain_event))
 
     def to_domain_event(self, stored_event: StoredEvent) -> LedgerEvent:
         """The event as its class of today; raises UnreadableEvent if it can't be."""

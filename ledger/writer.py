@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import psycopg
-from eventsourcing.persistence import StoredEvent
 from psycopg.errors import Diagnostic, UniqueViolation
 from psycopg.rows import TupleRow
 
 from ledger.event_log import SQL, RecordedEvent, append_columns, recorded_event
 from ledger.postgres import Role, as_login, connect
+from ledger.upcasters import LogRow
 
 READ_ONLY: Final = "25006"
 """read_only_sql_transaction: the server is a standby, or was told to take no writes."""
@@ -163,17 +163,17 @@ class Writer:
         """The streams that got events after `position`."""
         return {stream for (stream,) in self._connection.execute(SQL.moved, {"after": position})}
 
-    def append(self, head: Head, events: Sequence[StoredEvent], recorded_at: datetime) -> None:
-        """Record events at the positions right after `head`, in one statement.
+    def append(self, head: Head, rows: Sequence[LogRow], recorded_at: datetime) -> None:
+        """Record events, at least one, at the positions right after `head`, in one statement.
 
         Raises HeadMoved if somebody else appended after `head`, LogLostTail if `head` is not in the log any more,
         NotWritten if it failed without a trace, AppendUnknown if that can't be told. Inside `turn()`, what was appended
         is recorded when the turn ends.
         """
         self._warned = False
-        columns = append_columns(events) | _columns(head) | {"recorded_at": recorded_at}
+        columns = append_columns(rows) | _columns(head) | {"recorded_at": recorded_at}
         try:
-            rows = self._connection.execute(SQL.append, columns).rowcount
+            recorded = self._connection.execute(SQL.append, columns).rowcount
         except UniqueViolation as error:
             raise HeadMoved from error
         except psycopg.Error as error:
@@ -182,7 +182,7 @@ class Writer:
             raise AppendUnknown from error
         if self._warned:
             raise NotReplicated
-        if rows != len(events):
+        if recorded != len(rows):
             raise LogLostTail(f"the event seen at position {head.position} is gone, or log_turn lost its row")
 
     @contextmanager
@@ -209,7 +209,7 @@ class Writer:
         if self._warned:
             raise NotReplicated
 
-    def settle(self, lost: Writer, head: Head, events: Sequence[StoredEvent]) -> bool:
+    def settle(self, lost: Writer, head: Head, rows: Sequence[LogRow]) -> bool:
         """Whether an append whose outcome `lost` could not tell is in the log.
 
         The lost session is ended first: what it had not committed by then it can't commit later. Then the log is read
@@ -220,10 +220,8 @@ class Writer:
         with as_login(self._connection):
             self._connection.execute(SQL.end_session, session)
         with self.turn():
-            found = self._connection.execute(SQL.tail, {"after": head.position, "limit": len(events)}).fetchall()
-        return [(stream, version, topic, bytes(state)) for _, stream, version, topic, _, state in found] == [
-            (event.originator_id, event.originator_version, event.topic, event.state) for event in events
-        ]
+            found = self._connection.execute(SQL.tail, {"after": head.position, "limit": len(rows)}).fetchall()
+        return [(stream, version, topic, bytes(state)) for _, stream, version, topic, _, state in found] == [*rows]
 
     def _notice(self, notice: Diagnostic) -> None:
         self._warned = self._warned or notice.sqlstate == _SYNC_REP_CANCELLED

@@ -130,16 +130,13 @@ class Retrial:
 
     def _is_recorded(self, events: Sequence[LedgerEvent], place: int) -> bool:
         """Whether just these events stand from here on."""
-        rows, to_stored = self._rows, self._mapper.to_stored_event
+        rows, to_row = self._rows, self._mapper.to_row
         if place + len(events) > len(rows):
             return False
         recorded_at = rows[place][4]
         for number, event in enumerate(events, place):
             _, stream, version, topic, at, state = rows[number]
-            stored = to_stored(event)
-            if stored.state != state or stored.originator_id != stream or stored.topic != topic:
-                return False
-            if stored.originator_version != version or at != recorded_at:
+            if at != recorded_at or (stream, version, topic, state) != to_row(event):
                 return False
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -55,6 +55,9 @@ from ledger.domain.funds import (
 )
 from ledger.domain.payment import Payment
 
+# Until Python 3.12 a member of an enum costs a call each time it is named: what each payment needs is named once.
+_AUTHORIZATION: Final = CauseKind.AUTHORIZATION
+
 
 class Account(LedgerAggregate):
     """One account. Its last event alone tells its state, so it loads from that event, however long its history is.
@@ -101,29 +104,30 @@ class Account(LedgerAggregate):
         self.require_currency(command.amount.currency_code)
         payee.require_currency(command.amount.currency_code)
         amount, stream = command.amount.minor_units, payment_stream(command.payment_id)
-        asked: dict[str, Any] = {
-            "payment_id": command.payment_id,
-            "payer_account_id": command.payer_account_id,
-            "payee_account_id": command.payee_account_id,
-            "amount": command.amount,
-            "hold_for_text": None if command.hold_for is None else length_text(command.hold_for),
-            "reference": command.reference,
-            "metadata": dict(command.metadata),
-            "effective_at": command.effective_at,
-            **stamp.fields,
-        }
         declined = first_decline(
             (self, debit_blocked(self.state)),
             (payee, credit_blocked(payee.state)),
             (self, reserve_exceeds(self.state, amount)),
         )
         if declined:
-            account, reason = declined
-            decline = PaymentDeclined(**asked, decline_reason=reason, declined_account_id=account.account_id)
-            return Payment.born(stream, decline, self._pending_events)  # type: ignore[arg-type]
-        expires_at = stamp.timestamp + (command.hold_for or HOLD_FOR_DEFAULT)
-        payment = Payment.born(stream, PaymentAuthorized(**asked, expires_at=expires_at), self._pending_events)  # type: ignore[arg-type]
-        cause = Cause(kind=CauseKind.AUTHORIZATION, payment_id=command.payment_id)
+            return Payment.born(stream, _decline(command, *declined, stamp), self._pending_events)  # type: ignore[arg-type]
+        authorized = PaymentAuthorized(
+            payment_id=command.payment_id,
+            payer_account_id=command.payer_account_id,
+            payee_account_id=command.payee_account_id,
+            amount=command.amount,
+            hold_for_text=None if command.hold_for is None else length_text(command.hold_for),
+            reference=command.reference,
+            metadata=command.metadata.copy(),
+            effective_at=command.effective_at,
+            expires_at=stamp.timestamp + (command.hold_for or HOLD_FOR_DEFAULT),
+            timestamp=stamp.timestamp,
+            actor=stamp.actor,
+            correlation_id=stamp.correlation_id,
+            command_position=stamp.command_position,
+        )
+        payment = Payment.born(stream, authorized, self._pending_events)  # type: ignore[arg-type]
+        cause = Cause(kind=_AUTHORIZATION, payment_id=command.payment_id)
         self.reserve(amount, cause, command.effective_at, stamp)
         return payment
 
@@ -136,32 +140,51 @@ class Account(LedgerAggregate):
         if limit < used:
             raise LimitBelowUse(account_id=self.account_id, used=used)
         after = replace(state, credit_limit=limit)
-        self.trigger_event(CreditLimitChanged, credit_limit=limit, reason=reason, after=after, **stamp.fields)
+        self.record(CreditLimitChanged(credit_limit=limit, reason=reason, after=after, **stamp.fields))
 
     def freeze(self, scope: FreezeScope, reason: str, stamp: Stamp) -> None:
         self.require_open()
         after = replace(self.state, status=AccountStatus.FROZEN, freeze_scope=scope)
-        self.trigger_event(AccountFrozen, scope=scope, reason=reason, after=after, **stamp.fields)
+        self.record(AccountFrozen(scope=scope, reason=reason, after=after, **stamp.fields))
 
     def unfreeze(self, reason: str, stamp: Stamp) -> None:
         self.require_open()
         after = replace(self.state, status=AccountStatus.OPEN, freeze_scope=None)
-        self.trigger_event(AccountUnfrozen, reason=reason, after=after, **stamp.fields)
+        self.record(AccountUnfrozen(reason=reason, after=after, **stamp.fields))
 
     def close(self, reason: str, stamp: Stamp) -> None:
         state = self.state
         if state.posted or state.reserved:
             raise AccountInUse(account_id=self.account_id, posted=state.posted, reserved=state.reserved)
         after = replace(state, status=AccountStatus.CLOSED, freeze_scope=None)
-        self.trigger_event(AccountClosed, reason=reason, after=after, **stamp.fields)
+        self.record(AccountClosed(reason=reason, after=after, **stamp.fields))
 
     # --- what other aggregates' decisions do to this one, already decided ---------------------------------------------
 
     def reserve(self, amount: int, cause: Cause, effective_at: datetime | None, stamp: Stamp) -> None:
-        self._funds(FundsReserved, amount, cause, effective_at, stamp, reserved(self.state, amount))
+        self.record(
+            FundsReserved(
+                amount=amount,
+                cause=cause,
+                effective_at=effective_at or stamp.timestamp,
+                after=reserved(self.state, amount),
+                timestamp=stamp.timestamp,
+                actor=stamp.actor,
+                correlation_id=stamp.correlation_id,
+                command_position=stamp.command_position,
+            )
+        )
 
     def release(self, amount: int, cause: Cause, effective_at: datetime | None, stamp: Stamp) -> None:
-        self._funds(FundsReleased, amount, cause, effective_at, stamp, reserved(self.state, -amount))
+        self.record(
+            FundsReleased(
+                amount=amount,
+                cause=cause,
+                effective_at=effective_at or stamp.timestamp,
+                after=reserved(self.state, -amount),
+                **stamp.fields,
+            )
+        )
 
     def debit(
         self,
@@ -173,45 +196,34 @@ class Account(LedgerAggregate):
         *,
         from_reserved: bool = False,
     ) -> None:
-        after = spent(self.state, amount) if from_reserved else posted(self.state, -amount)
-        self.trigger_event(
-            FundsDebited,
-            amount=amount,
-            counterparty=counterparty,
-            cause=cause,
-            from_reserved=from_reserved,
-            effective_at=effective_at or stamp.timestamp,
-            after=after,
-            **stamp.fields,
+        self.record(
+            FundsDebited(
+                amount=amount,
+                counterparty=counterparty,
+                cause=cause,
+                from_reserved=from_reserved,
+                effective_at=effective_at or stamp.timestamp,
+                after=spent(self.state, amount) if from_reserved else posted(self.state, -amount),
+                timestamp=stamp.timestamp,
+                actor=stamp.actor,
+                correlation_id=stamp.correlation_id,
+                command_position=stamp.command_position,
+            )
         )
 
     def credit(self, amount: int, counterparty: str, cause: Cause, effective_at: datetime | None, stamp: Stamp) -> None:
-        self.trigger_event(
-            FundsCredited,
-            amount=amount,
-            counterparty=counterparty,
-            cause=cause,
-            effective_at=effective_at or stamp.timestamp,
-            after=posted(self.state, amount),
-            **stamp.fields,
-        )
-
-    def _funds(
-        self,
-        event_class: type[FundsReserved | FundsReleased],
-        amount: int,
-        cause: Cause,
-        effective_at: datetime | None,
-        stamp: Stamp,
-        after: AccountState,
-    ) -> None:
-        self.trigger_event(
-            event_class,
-            amount=amount,
-            cause=cause,
-            effective_at=effective_at or stamp.timestamp,
-            after=after,
-            **stamp.fields,
+        self.record(
+            FundsCredited(
+                amount=amount,
+                counterparty=counterparty,
+                cause=cause,
+                effective_at=effective_at or stamp.timestamp,
+                after=posted(self.state, amount),
+                timestamp=stamp.timestamp,
+                actor=stamp.actor,
+                correlation_id=stamp.correlation_id,
+                command_position=stamp.command_position,
+            )
         )
 
     # --- requirements, raised as refusals ----------------------------------------------------------------------------
@@ -235,3 +247,19 @@ class Account(LedgerAggregate):
         if reason is DeclineReason.BALANCE_LIMIT:
             return BalanceLimitExceeded(account_id=self.account_id)
         return InsufficientFunds(account_id=self.account_id, available=self.state.available, amount=amount)
+
+
+def _decline(command: AuthorizePayment, account: Account, reason: DeclineReason, stamp: Stamp) -> PaymentDeclined:
+    return PaymentDeclined(
+        payment_id=command.payment_id,
+        payer_account_id=command.payer_account_id,
+        payee_account_id=command.payee_account_id,
+        amount=command.amount,
+        hold_for_text=None if command.hold_for is None else length_text(command.hold_for),
+        reference=command.reference,
+        metadata=command.metadata.copy(),
+        effective_at=command.effective_at,
+        decline_reason=reason,
+        declined_account_id=account.account_id,
+        **stamp.fields,
+    )

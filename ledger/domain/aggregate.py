@@ -53,13 +53,12 @@ class LedgerAggregate(BaseAggregate[str]):
         pending.append(event)
         return aggregate
 
-    def trigger_event(self, event_class: type[Any], **fields: Any) -> None:
-        """Make the next event, of these fields and this aggregate's own, apply it, and let it join the pending ones.
+    def record(self, event: LedgerEvent) -> None:
+        """Apply what just happened to this aggregate: it is the next event of the stream, and joins the pending ones.
 
-        As the library does it, but for where the event stands, which is not among its fields.
+        In place of the library's `trigger_event`, which would give the event its place among its fields.
         """
-        event = event_class(**fields).standing(self.id, self.version + 1)
-        event.mutate(self)
+        event.standing(self._id, self._version + 1).mutate(self)
         self._pending_events.append(event)
 
     def copy(self, pending: list[LedgerEvent]) -> Self:

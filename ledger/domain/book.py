@@ -24,6 +24,8 @@ class Book:
     Everything that must not happen (a refused command, a dry run, an append that was lost) is a layer thrown away.
     """
 
+    __slots__ = ("_below", "_head_position", "_here", "events")
+
     def __init__(self, below: Streams, head_position: int = 0) -> None:
         """`head_position`: after which position of the log this layer's events would stand."""
         self._below = below
@@ -54,7 +56,7 @@ class Book:
         return self._head_position + len(self.events) + 1
 
     def layer(self) -> Book:
-        return Book(self, self.next_position - 1)
+        return Book(self, self._head_position + len(self.events))
 
     def merge(self, layer: Book) -> None:
         """Take over what a layer on top of this one has come to. The layer is not to be used any more."""
@@ -70,6 +72,14 @@ class Book:
 
     def account(self, account_id: str) -> Account:
         found = self._take(account_stream(account_id))
+        if found is None:
+            raise AccountNotFound(account_id=account_id)
+        assert isinstance(found, Account)
+        return found
+
+    def peek(self, account_id: str) -> Account:
+        """An account that is looked at only: it is not to be changed."""
+        found = self.get(account_stream(account_id))
         if found is None:
             raise AccountNotFound(account_id=account_id)
         assert isinstance(found, Account)

@@ -80,7 +80,8 @@ class Outcome(Struct, frozen=True):
     def decline(self) -> PaymentDeclined | TransferDeclined | None:
         """The event that says why, if it was a decline."""
         if isinstance(self.thing, Payment):
-            return self.thing.request if isinstance(self.thing.request, PaymentDeclined) else None
+            request = self.thing.request
+            return request if type(request) is PaymentDeclined else None
         if isinstance(self.thing, Transfer):
             return self.thing.outcome if isinstance(self.thing.outcome, TransferDeclined) else None
         return None
@@ -93,20 +94,10 @@ def decide(command: Command, book: Book, stamp: Stamp) -> Outcome:
 
 def streams_of(command: Command) -> list[str]:
     """The streams that a decision on the command looks at, as far as the command itself tells."""
-    accounts = [each.account_id for each in command.preconditions]
-    streams = []
-    if isinstance(command, AuthorizePayment):
-        accounts += command.payer_account_id, command.payee_account_id
-        streams.append(payment_stream(command.payment_id))
-    elif isinstance(command, PostTransfer):
-        for leg in command.legs:
-            accounts += leg.from_account_id, leg.to_account_id
-        streams.append(transfer_stream(command.transfer_id))
-    elif isinstance(command, PAYMENT_COMMANDS):
-        streams.append(payment_stream(command.payment_id))
-    elif isinstance(command, ACCOUNT_COMMANDS):
-        accounts.append(command.account_id)
-    return streams + [account_stream(account_id) for account_id in accounts]
+    streams = _STREAMS_OF[type(command)](command)
+    if command.preconditions:
+        streams += [account_stream(each.account_id) for each in command.preconditions]
+    return streams
 
 
 def streams_behind(payment: Payment) -> list[str]:
@@ -188,7 +179,7 @@ def _authorize_payment(command: AuthorizePayment, book: Book, stamp: Stamp) -> O
     if existing is not None:
         _require_same(command, existing.request, "payment_id", command.payment_id, stamp)
         return _payment_outcome(existing, existing.request, replayed=True)
-    payer, payee = book.account(command.payer_account_id), book.account(command.payee_account_id)
+    payer, payee = book.account(command.payer_account_id), book.peek(command.payee_account_id)
     _check_preconditions(command, book)
     payment = payer.authorize_payment(command, payee, stamp)
     book.add(payment)
@@ -317,22 +308,46 @@ def _require_not_in_future(effective_at: datetime | None, stamp: Stamp) -> None:
 
 
 def _check_preconditions(command: Command, book: Book) -> None:
-    versions = {each.account_id: book.account(each.account_id).version for each in command.preconditions}
+    if not command.preconditions:
+        return
+    versions = {each.account_id: book.peek(each.account_id).version for each in command.preconditions}
     for each in command.preconditions:
         version = versions[each.account_id]
         if version != each.expected_version:
             raise VersionMismatch(account_id=each.account_id, version=version, expected_version=each.expected_version)
 
 
-ACCOUNT_COMMANDS: Final = (OpenAccount, SetCreditLimit, FreezeAccount, UnfreezeAccount, CloseAccount)
-PAYMENT_COMMANDS: Final = (
-    AuthorizePayment,
-    IncrementAuthorization,
-    CapturePayment,
-    VoidPayment,
-    ExpireAuthorization,
-    RefundPayment,
+def _streams_of_authorization(command: AuthorizePayment) -> list[str]:
+    payer, payee = account_stream(command.payer_account_id), account_stream(command.payee_account_id)
+    return [payment_stream(command.payment_id), payer, payee]
+
+
+def _streams_of_transfer(command: PostTransfer) -> list[str]:
+    accounts = {each for leg in command.legs for each in (leg.from_account_id, leg.to_account_id)}
+    return [transfer_stream(command.transfer_id), *map(account_stream, accounts)]
+
+
+def _stream_of_payment(command: Any) -> list[str]:
+    return [payment_stream(command.payment_id)]
+
+
+def _stream_of_account(command: Any) -> list[str]:
+    return [account_stream(command.account_id)]
+
+
+ACCOUNT_COMMANDS: Final[frozenset[type[Command]]] = frozenset(
+    {OpenAccount, SetCreditLimit, FreezeAccount, UnfreezeAccount, CloseAccount}
 )
+PAYMENT_COMMANDS: Final[frozenset[type[Command]]] = frozenset(
+    {AuthorizePayment, IncrementAuthorization, CapturePayment, VoidPayment, ExpireAuthorization, RefundPayment}
+)
+
+_STREAMS_OF: Final[dict[type[Command], Callable[[Any], list[str]]]] = {
+    **dict.fromkeys(ACCOUNT_COMMANDS, _stream_of_account),
+    **dict.fromkeys(PAYMENT_COMMANDS, _stream_of_payment),
+    AuthorizePayment: _streams_of_authorization,
+    PostTransfer: _streams_of_transfer,
+}
 
 _DECIDE: Final[dict[type[Command], Callable[[Any, Book, Stamp], Outcome]]] = {
     OpenAccount: _open_account,

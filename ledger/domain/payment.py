@@ -128,13 +128,14 @@ class Payment(LedgerAggregate):
             raise AmountNotGreater(payment_id=self.payment_id, authorized=before.authorized)
         _refuse(more, (payer, reserve_exceeds(payer.state, more)))
         after = changed(before, authorized=more, capturable=more)
-        self.trigger_event(
-            AuthorizationIncremented,
-            increment_id=command.increment_id,
-            amount=command.amount,
-            before=before,
-            after=after,
-            **stamp.fields,
+        self.record(
+            AuthorizationIncremented(
+                increment_id=command.increment_id,
+                amount=command.amount,
+                before=before,
+                after=after,
+                **stamp.fields,
+            )
         )
         cause = Cause(kind=CauseKind.INCREMENT, payment_id=self.payment_id, increment_id=command.increment_id)
         payer.reserve(more, cause, None, stamp)
@@ -156,15 +157,16 @@ class Payment(LedgerAggregate):
             raise AmountExceedsCapturable(payment_id=self.payment_id, capturable=before.capturable, amount=amount)
         _refuse(amount, (payee, credit_exceeds(payee.state, amount)))
         rest = 0 if command.keep_remainder else before.capturable - amount
-        self.trigger_event(
-            PaymentCaptured,
-            capture_id=command.capture_id,
-            amount=command.amount,
-            keep_remainder=command.keep_remainder,
-            effective_at=command.effective_at,
-            before=before,
-            after=changed(before, captured=amount, released=rest, capturable=-amount - rest),
-            **stamp.fields,
+        self.record(
+            PaymentCaptured(
+                capture_id=command.capture_id,
+                amount=command.amount,
+                keep_remainder=command.keep_remainder,
+                effective_at=command.effective_at,
+                before=before,
+                after=changed(before, captured=amount, released=rest, capturable=-amount - rest),
+                **stamp.fields,
+            )
         )
         cause = Cause(kind=CauseKind.CAPTURE, payment_id=self.payment_id, capture_id=command.capture_id)
         effective_at = command.effective_at
@@ -179,7 +181,7 @@ class Payment(LedgerAggregate):
         before = self.amounts
         rest = before.capturable
         after = changed(before, released=rest, capturable=-rest)
-        self.trigger_event(PaymentVoided, reason=reason, before=before, after=after, **stamp.fields)
+        self.record(PaymentVoided(reason=reason, before=before, after=after, **stamp.fields))
         payer.release(rest, Cause(kind=CauseKind.VOID, payment_id=self.payment_id), None, stamp)
 
     def expire(self, payer: Account, stamp: Stamp) -> None:
@@ -187,7 +189,7 @@ class Payment(LedgerAggregate):
         before = self.amounts
         rest = before.capturable
         after = changed(before, expired=rest, capturable=-rest)
-        self.trigger_event(AuthorizationExpired, before=before, after=after, **stamp.fields)
+        self.record(AuthorizationExpired(before=before, after=after, **stamp.fields))
         payer.release(rest, Cause(kind=CauseKind.EXPIRY, payment_id=self.payment_id), None, stamp)
 
     def refund(self, command: RefundPayment, payer: Account, payee: Account, stamp: Stamp) -> None:
@@ -207,14 +209,15 @@ class Payment(LedgerAggregate):
         if amount > refundable:
             raise AmountExceedsRefundable(payment_id=self.payment_id, refundable=refundable, amount=amount)
         _refuse(amount, (payee, debit_exceeds(payee.state, amount)), (payer, credit_exceeds(payer.state, amount)))
-        self.trigger_event(
-            PaymentRefunded,
-            refund_id=command.refund_id,
-            amount=command.amount,
-            effective_at=command.effective_at,
-            before=before,
-            after=changed(before, refunded=amount),
-            **stamp.fields,
+        self.record(
+            PaymentRefunded(
+                refund_id=command.refund_id,
+                amount=command.amount,
+                effective_at=command.effective_at,
+                before=before,
+                after=changed(before, refunded=amount),
+                **stamp.fields,
+            )
         )
         cause = Cause(kind=CauseKind.REFUND, payment_id=self.payment_id, refund_id=command.refund_id)
         payee.debit(amount, payer.account_id, cause, command.effective_at, stamp)

@@ -518,14 +518,15 @@ def capture_past_the_rules(book: Book, payment: Payment, amount: int, capture_id
     payer, payee = book.account(payment.request.payer_account_id), book.account(payment.request.payee_account_id)
     before, code = payment.amounts, payment.request.amount.currency_code
     after = changed(before, captured=amount, authorized=amount)
-    payment.trigger_event(
-        PaymentCaptured,
-        capture_id=capture_id,
-        amount=Money(code, amount),
-        keep_remainder=True,
-        before=before,
-        after=after,
-        **stamp.fields,
+    payment.record(
+        PaymentCaptured(
+            capture_id=capture_id,
+            amount=Money(code, amount),
+            keep_remainder=True,
+            before=before,
+            after=after,
+            **stamp.fields,
+        )
     )
     cause = Cause(kind=CauseKind.CAPTURE, payment_id=payment.payment_id, capture_id=capture_id)
     payer.debit(amount, payee.account_id, cause, None, stamp, from_reserved=True)
@@ -571,7 +572,7 @@ def refund_more_than_was_captured(case: Case) -> Expected:
         amount = before.captured - before.refunded + 1
         after = changed(before, refunded=amount)
         money = Money(code, amount)
-        payment.trigger_event(PaymentRefunded, refund_id="f", amount=money, before=before, after=after, **stamp.fields)
+        payment.record(PaymentRefunded(refund_id="f", amount=money, before=before, after=after, **stamp.fields))
         cause = Cause(kind=CauseKind.REFUND, payment_id=payment.payment_id, refund_id="f")
         payee.debit(amount, payer.account_id, cause, None, stamp)
         payer.credit(amount, payee.account_id, cause, None, stamp)

@@ -20,6 +20,7 @@ from ledger.committer import utc_now
 from ledger.event_log import EventLog, LogDatastore
 from ledger.migrations import SchemaError, migrate, migrations, require_migrated
 from ledger.postgres import connect
+from ledger.upcasters import LogRow
 from ledger.writer import AppendUnknown, Head, HeadMoved, LogLostTail, NotWritten, Wanted, Writer
 
 WRITERS: Final = 4
@@ -45,11 +46,12 @@ def as_a_committer():
     writer = Writer(dsn, ledger, utc_now)
 
     def append(events):
+        rows = [(each.originator_id, each.originator_version, each.topic, each.state) for each in events]
         try:
-            writer.append(writer.head(), events, utc_now())
+            writer.append(writer.head(), rows, utc_now())
         except HeadMoved:
             with writer.turn():
-                writer.append(writer.head(), events, utc_now())
+                writer.append(writer.head(), rows, utc_now())
     return append
 
 append = as_a_committer() if int(number) % 2 else as_a_recorder()
@@ -74,6 +76,11 @@ def start_together(processes: Sequence[subprocess.Popen[str]]) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
+
+
+def rows(events: Sequence[StoredEvent]) -> list[LogRow]:
+    """Events as a committer appends them."""
+    return [(each.originator_id, each.originator_version, each.topic, each.state) for each in events]
 
 
 def event(stream: str = "account/a", version: int = 1, topic: str = "AccountOpened") -> StoredEvent:
@@ -176,8 +183,8 @@ def test_an_event_is_not_seen_before_those_under_it(
     first, second = write(), write()
     with ThreadPoolExecutor() as threads:
         with first.turn():
-            first.append(Head(), [event("account/a")], utc_now())
-            late = threads.submit(second.append, Head(), [event("account/b")], utc_now())
+            first.append(Head(), rows([event("account/a")]), utc_now())
+            late = threads.submit(second.append, Head(), rows([event("account/b")]), utc_now())
             eventually(lambda: waits(dsn, second.backend_pid))
             assert head_of(events) == 0
         with pytest.raises(HeadMoved):
@@ -241,9 +248,9 @@ def test_a_role_that_owns_nothing_can_append(
     session.execute(f"GRANT SELECT, UPDATE ON log_turn TO {role}")
     try:
         writer = write(psycopg.conninfo.make_conninfo(dsn, options=f"-c role={role}"))
-        writer.append(Head(), [event()], utc_now())
+        writer.append(Head(), rows([event()]), utc_now())
         with writer.turn():
-            writer.append(writer.head(), [event(version=2)], utc_now())
+            writer.append(writer.head(), rows([event(version=2)]), utc_now())
         assert writer.head().position == 2
         session.execute(f"SET ROLE {role}")
         for change in ("UPDATE events SET state = ''", "DELETE FROM events", "TRUNCATE events", "DROP TABLE events"):
@@ -261,10 +268,10 @@ def test_an_append_that_may_not_be_made_is_known_to_have_left_nothing(
     """A role without the right to insert, and a server that only reads, refuse in a way that leaves no doubt."""
     read_only = psycopg.conninfo.make_conninfo(dsn, options="-c default_transaction_read_only=on")
     with pytest.raises(NotWritten, match="25006"):
-        write(read_only).append(Head(), [event()], utc_now())
+        write(read_only).append(Head(), rows([event()]), utc_now())
     session.execute(f"REVOKE INSERT ON events FROM ledger_{ledger}_writer")
     with pytest.raises(NotWritten, match="42501"):
-        write().append(Head(), [event()], utc_now())
+        write().append(Head(), rows([event()]), utc_now())
     assert not read_log(dsn, ledger)
 
 
@@ -274,22 +281,22 @@ def test_an_append_that_may_not_be_made_is_known_to_have_left_nothing(
 def test_an_append_stands_right_after_the_head_that_it_was_decided_at(write: Callable[..., Writer]) -> None:
     """It takes the next positions, in the order given, at the one time given."""
     writer = write()
-    writer.append(Head(), [event(), event("account/b")], utc_now())
+    writer.append(Head(), rows([event(), event("account/b")]), utc_now())
     at = utc_now()
-    writer.append(writer.head(), [event("account/b", 2), event("account/a", 2)], at)
+    writer.append(writer.head(), rows([event("account/b", 2), event("account/a", 2)]), at)
     assert writer.head() == Head(4, at)
 
 
 def test_an_append_at_an_older_head_records_nothing(dsn: str, ledger: str, write: Callable[..., Writer]) -> None:
     """Somebody else appended since: even what touches none of their streams has to be decided again."""
     one, other = write(), write()
-    one.append(Head(), [event("account/a")], utc_now())
+    one.append(Head(), rows([event("account/a")]), utc_now())
     known = other.head()
-    one.append(known, [event("account/b")], utc_now())
+    one.append(known, rows([event("account/b")]), utc_now())
     before = read_log(dsn, ledger)
     for late in (Head(), known):
         with pytest.raises(HeadMoved):
-            other.append(late, [event("account/x"), event("account/y"), event("account/z")], utc_now())
+            other.append(late, rows([event("account/x"), event("account/y"), event("account/z")]), utc_now())
     assert read_log(dsn, ledger) == before
     assert other.moved_since(known.position) == {"account/b"}
 
@@ -297,11 +304,11 @@ def test_an_append_at_an_older_head_records_nothing(dsn: str, ledger: str, write
 def test_an_append_that_repeats_a_version_records_nothing(dsn: str, ledger: str, write: Callable[..., Writer]) -> None:
     """At the right head the second wall holds: a stream has each version once, and an append is all or nothing."""
     writer = write()
-    writer.append(Head(), [event("account/a")], utc_now())
+    writer.append(Head(), rows([event("account/a")]), utc_now())
     before = read_log(dsn, ledger)
     for events in ([event("account/b"), event("account/a")], [event("account/b"), event("account/b")]):
         with pytest.raises(HeadMoved):
-            writer.append(writer.head(), events, utc_now())
+            writer.append(writer.head(), rows(events), utc_now())
     assert read_log(dsn, ledger) == before
 
 
@@ -312,12 +319,12 @@ def test_an_append_after_a_head_that_is_not_there_records_nothing(
     """A log that ends before what a writer has seen has lost its tail, and is not to be written to."""
     writer = write()
     if recorded:
-        writer.append(Head(), [event(version=number) for number in range(1, recorded + 1)], utc_now())
+        writer.append(Head(), rows([event(version=number) for number in range(1, recorded + 1)]), utc_now())
     for beyond in (recorded + 1, recorded + 1_000):
         with pytest.raises(LogLostTail):
-            writer.append(Head(beyond, utc_now()), [event("account/b")], utc_now())
+            writer.append(Head(beyond, utc_now()), rows([event("account/b")]), utc_now())
         with pytest.raises(LogLostTail), writer.turn():
-            writer.append(Head(beyond, utc_now()), [event("account/b")], utc_now())
+            writer.append(Head(beyond, utc_now()), rows([event("account/b")]), utc_now())
     assert len(read_log(dsn, ledger)) == recorded
 
 
@@ -328,7 +335,7 @@ def test_an_append_without_a_turn_to_take_records_nothing(
     session.execute("ALTER TABLE log_turn DISABLE TRIGGER log_turn_is_never_changed")
     session.execute("DELETE FROM log_turn")
     with pytest.raises(LogLostTail):
-        write().append(Head(), [event()], utc_now())
+        write().append(Head(), rows([event()]), utc_now())
     assert not read_log(dsn, ledger)
 
 
@@ -336,11 +343,11 @@ def test_a_turn_left_by_an_error_leaves_nothing(dsn: str, ledger: str, write: Ca
     """What was appended in a turn is recorded when the turn ends well; the writer can go on after one that didn't."""
     writer = write()
     with suppress(ZeroDivisionError), writer.turn():
-        writer.append(Head(), [event()], utc_now())
+        writer.append(Head(), rows([event()]), utc_now())
         raise ZeroDivisionError
     assert not read_log(dsn, ledger)
     with writer.turn():
-        writer.append(Head(), [event()], utc_now())
+        writer.append(Head(), rows([event()]), utc_now())
     assert len(read_log(dsn, ledger)) == 1
 
 
@@ -351,7 +358,7 @@ def test_what_is_loaded_is_all_of_one_moment(write: Callable[..., Writer]) -> No
 
     def append() -> None:
         for version in range(1, 101):
-            writer.append(writer.head(), [event(stream, version) for stream in streams], utc_now())
+            writer.append(writer.head(), rows([event(stream, version) for stream in streams]), utc_now())
 
     with ThreadPoolExecutor() as threads:
         appending = threads.submit(append)
@@ -371,8 +378,8 @@ def test_the_recorder_and_a_writer_take_turns(dsn: str, ledger: str, events: Eve
     writer = write()
     events.insert_events([event(version=1)])
     with pytest.raises(HeadMoved):
-        writer.append(Head(), [event("account/b")], utc_now())
-    writer.append(writer.head(), [event(version=2)], utc_now())
+        writer.append(Head(), rows([event("account/b")]), utc_now())
+    writer.append(writer.head(), rows([event(version=2)]), utc_now())
     with pytest.raises(IntegrityError):
         events.insert_events([event(version=2)])
     assert events.insert_events([event(version=3)]) == [3]
@@ -391,8 +398,8 @@ def test_a_writer_that_freezes_in_its_turn_loses_it(dsn: str, ledger: str, write
     """Others wait for some seconds, not for ever; what the frozen one had appended is not recorded."""
     frozen, other = write(), write()
     with suppress(AppendUnknown), frozen.turn():
-        frozen.append(Head(), [event("account/a")], utc_now())
-        other.append(Head(), [event("account/b")], utc_now())
+        frozen.append(Head(), rows([event("account/a")]), utc_now())
+        other.append(Head(), rows([event("account/b")]), utc_now())
     assert [row.stream for row in read_log(dsn, ledger)] == ["account/b"]
 
 
