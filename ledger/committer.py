@@ -6,30 +6,25 @@ replays and refusals included: a batch that records nothing still checks that th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import InvalidStateError
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from threading import Thread
 from time import monotonic, sleep
 from typing import Any, Final
 
 import psycopg
 import structlog
-from msgspec.structs import replace
 
-from ledger.domain.aggregate import Stamp
-from ledger.domain.book import Book
-from ledger.domain.commands import AuthorizePayment, Command, PostTransfer
-from ledger.domain.decisions import Outcome, decide
-from ledger.domain.errors import BatchAborted, DeclinedInBatch, Refusal
-from ledger.domain.events import TransferDeclined
-from ledger.domain.funds import net_of
+from ledger.deciding import Decided, Decider
+from ledger.domain.commands import AuthorizePayment, PostTransfer
 from ledger.limits import MEMORY_MOST_STREAMS, QUEUE_MOST_COMMANDS
 from ledger.memory import Memory
 from ledger.outages import (
     DatabaseUnavailable,
-    DeadlinePassed,
     Internal,
     NotRecorded,
     Outage,
@@ -37,8 +32,8 @@ from ledger.outages import (
     ShuttingDown,
     WritesStopped,
 )
-from ledger.ticket import Chunk, Mode, Queue, Result, Ticket
-from ledger.upcasters import EventMapper, LogRow
+from ledger.ticket import Chunk, Queue, Result, Ticket
+from ledger.upcasters import EventMapper
 from ledger.writer import (
     READ_ONLY,
     AppendUnknown,
@@ -77,18 +72,31 @@ def hand_out(tickets: Sequence[Ticket]) -> None:
             log.exception("result_not_handed_out")  # And the others still have theirs to get.
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """What a batch came to, at one head: the results by chunk, and what has to be recorded for them to hold."""
+@dataclass(slots=True)
+class Work:
+    """What goes into one append, and what it came to if that was decided ahead."""
 
-    results: list[list[Result]]
-    book: Book
-    rows: list[LogRow]
-    recorded_at: datetime
-    checked: bool
-    """Whether the log was seen to end where the decisions hold while they were made."""
-    assumed_new: bool
-    """Whether an id was taken to be new without a look at the log."""
+    chunks: list[Chunk]
+    ahead: Decided | None = None
+
+
+@contextmanager
+def meanwhile(step: Callable[[], None]) -> Iterator[None]:
+    """Have a step done in a thread of its own; what it raises is raised at the end of the block, which waits for it."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            step()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    Thread(target=run, name="append", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.result()
 
 
 class Committer:
@@ -113,9 +121,12 @@ class Committer:
         self._dsn, self._ledger = dsn, ledger
         self._clock, self._clock_off_most_s = clock, clock_off_most_s
         self._appended, self._committed = appended, committed
-        self._mapper = EventMapper()
-        self._memory = Memory(self._mapper, memory_most)
+        mapper = EventMapper()
+        self._memory = Memory(mapper, memory_most)
+        self._decider = Decider(self._memory, mapper, clock, self._load, ledger)
         self._queue = Queue(queue_most)
+        self._next: Work | None = None
+        """What was taken from the queue ahead of its turn."""
         self._writer: Writer | None = None
         self._outage: Outage | None = DatabaseUnavailable()
         self._stopped_for_good = False
@@ -124,6 +135,8 @@ class Committer:
         self._thread = Thread(target=self._run, name=f"committer-{ledger}", daemon=True)
         self.lost_races = 0
         """How many batches were decided twice because somebody else appended first."""
+        self.decided_ahead = 0
+        """How many batches were recorded as they had been decided while the one before was being recorded."""
 
     def start(self) -> None:
         self._thread.start()
@@ -162,7 +175,8 @@ class Committer:
     @property
     def waiting(self) -> int:
         """How many commands wait."""
-        return len(self._queue)
+        ahead = self._next.chunks if self._next else ()
+        return len(self._queue) + sum(len(chunk.commands) for chunk in ahead)
 
     @property
     def remembered(self) -> int:
@@ -178,7 +192,7 @@ class Committer:
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not (self._stopping and not len(self._queue)):
+        while self.waiting or not self._stopping:
             try:
                 self._serve_once()
             except Exception:  # If the thread just ended, callers would wait, and health would call it well.
@@ -195,17 +209,17 @@ class Committer:
             if not self._stopping:
                 sleep(_RECONNECT_S)
             return
-        chunks = self._queue.take(_IDLE_CHECK_S)
-        if chunks:
-            self._commit(chunks)
-        if not self._stopping and (not chunks or monotonic() > self._next_check):
+        work, self._next = self._next or Work(self._queue.take(_IDLE_CHECK_S)), None
+        if work.chunks:
+            self._commit(work)
+        if not self._stopping and (not work.chunks or monotonic() > self._next_check):
             self._guard(self._check)
 
-    def _commit(self, chunks: list[Chunk]) -> None:
+    def _commit(self, work: Work) -> None:
         """Decide, record and answer. Whatever fails, every chunk is answered."""
-        began, before = monotonic(), self._memory.head
+        began, before, chunks = monotonic(), self._memory.head, work.chunks
         try:
-            results = self._decide_and_record_somehow(chunks)
+            results = self._decide_and_record_somehow(work)
         except NotWritten as error:
             log.error("append_failed", ledger=self._ledger, why=str(error))
             if str(error) == READ_ONLY:
@@ -252,38 +266,65 @@ class Committer:
 
     # --- deciding and recording --------------------------------------------------------------------------------------
 
-    def _decide_and_record_somehow(self, chunks: list[Chunk]) -> list[list[Result]]:
+    def _decide_and_record_somehow(self, work: Work) -> list[list[Result]]:
         """Decide and record. A connection that turns out to be lost before anything was sent is replaced once."""
         try:
-            return self._decide_and_record(chunks)
+            return self._decide_and_record(work)
         except psycopg.OperationalError:
             self._lose_database()
             if not self._connect():
                 raise
-            return self._decide_and_record(chunks) if self._outage is None else _all(chunks, self._outage.again())
+            return self._decide_and_record(work) if self._outage is None else _all(work.chunks, self._outage.again())
 
-    def _decide_and_record(self, chunks: list[Chunk]) -> list[list[Result]]:
+    def _decide_and_record(self, work: Work) -> list[list[Result]]:
         """Two tries at most: if somebody else appends first, the second try is made in our turn, when nobody can."""
         writer = self._connected()
         try:
-            decided = self._decide(chunks, assume_new=_is_lone(chunks))
-            if decided.assumed_new and not decided.rows:
-                self._memory.forget_missing()
-                decided = self._decide(chunks)
+            decided = self._decide(work)
             if decided.rows:
                 self._append(writer, decided)
             elif not decided.checked:
                 self._require_head(writer.head())
         except HeadMoved:
-            decided = self._decide_in_turn(writer, chunks)
+            decided = self._decide_in_turn(writer, work.chunks)
         self._remember(decided)
         return decided.results
 
+    def _decide(self, work: Work) -> Decided:
+        """What the commands come to: as it was decided ahead, if that holds, and else as it is now."""
+        ahead = work.ahead
+        # What it was decided upon must have been recorded as it was, and nothing since. No other head is the same one.
+        if ahead and ahead.before is self._memory.head and not any(chunk.ticket.is_late() for chunk in work.chunks):
+            self.decided_ahead += 1
+            return ahead
+        decided = self._decider.decide(work.chunks, assume_new=_is_lone(work.chunks))
+        if decided.assumed_new and not decided.rows:
+            self._memory.forget_missing()
+            decided = self._decider.decide(work.chunks)
+        return decided
+
     def _append(self, writer: Writer, decided: Decided) -> None:
+        """Record what was decided; meanwhile decide what comes next, if that is a batch."""
+        append = partial(writer.append, decided.before, decided.rows, decided.after.recorded_at)
+        if self._next is None and (chunks := self._queue.take_ahead()):
+            self._next = Work(chunks)
+        ahead = self._next if self._next and self._decider.can_go_ahead(self._next.chunks, decided) else None
+        if ahead:
+            self._decider.prepare(ahead.chunks, decided.book.changed)
         try:
-            writer.append(self._memory.head, decided.rows, decided.recorded_at)
+            if ahead:
+                with meanwhile(append):
+                    self._decide_ahead(ahead, decided)
+            else:
+                append()
         except AppendUnknown as error:
             self._settle(writer, decided, error)
+
+    def _decide_ahead(self, work: Work, upon: Decided) -> None:
+        try:
+            work.ahead = self._decider.decide_ahead(work.chunks, upon)
+        except Exception:  # What is being recorded is not to be answered by this. It shows again in its turn.
+            log.exception("decision_ahead_failed", ledger=self._ledger)
 
     def _decide_in_turn(self, writer: Writer, chunks: list[Chunk]) -> Decided:
         decided, before = None, self._memory.head
@@ -292,9 +333,9 @@ class Committer:
             with writer.turn():
                 self._catch_up(writer)
                 self.lost_races += self._memory.head != before
-                decided = self._decide(chunks)
+                decided = self._decider.decide(chunks)
                 if decided.rows:
-                    writer.append(self._memory.head, decided.rows, decided.recorded_at)
+                    writer.append(decided.before, decided.rows, decided.after.recorded_at)
         except AppendUnknown as error:
             assert decided is not None
             self._settle(writer, decided, error)
@@ -302,12 +343,12 @@ class Committer:
 
     def _settle(self, lost: Writer, decided: Decided, error: AppendUnknown) -> None:
         """Return if what was decided is in the log after all; raise NotWritten if it isn't."""
-        head = self._memory.head
-        log.warning("append_unknown", ledger=self._ledger, head=head.position, error=repr(error.__cause__))
-        if not self._landed(lost, head, decided):
+        head = decided.before.position
+        log.warning("append_unknown", ledger=self._ledger, head=head, error=repr(error.__cause__))
+        if not self._landed(lost, decided):
             raise NotWritten("not in the log") from error
 
-    def _landed(self, lost: Writer, head: Head, decided: Decided) -> bool:
+    def _landed(self, lost: Writer, decided: Decided) -> bool:
         """Whether what was decided is in the log; raise OutcomeUnknown if the database stays away."""
         self._lose_database()
         give_up = monotonic() + SETTLE_S
@@ -315,7 +356,7 @@ class Committer:
             fresh = None
             try:
                 fresh = Writer(self._dsn, self._ledger, self._clock)
-                landed = fresh.settle(lost, head, decided.rows)
+                landed = fresh.settle(lost, decided.before, decided.rows)
             except (psycopg.Error, AppendUnknown, NotReplicated, NotWritten) as error:
                 if fresh is not None:
                     fresh.close()
@@ -324,34 +365,12 @@ class Committer:
                 sleep(_RECONNECT_S)
             else:
                 self._writer, self._outage = fresh, None
-                log.info("append_settled", ledger=self._ledger, head=head.position, recorded=landed)
+                log.info("append_settled", ledger=self._ledger, head=decided.before.position, recorded=landed)
                 return landed
 
     def _remember(self, decided: Decided) -> None:
         if decided.rows:
-            head = Head(self._memory.head.position + len(decided.rows), decided.recorded_at)
-            self._memory.recorded(decided.book.changed, head)
-
-    def _decide(self, chunks: Sequence[Chunk], *, assume_new: bool = False) -> Decided:
-        """Decide on a layer over the memory, having loaded all that it takes; raise HeadMoved if that is behind.
-
-        With `assume_new`, an id that is not in memory is taken to be new without a look at the log, if nothing else has
-        to be loaded. What is decided then begins the id's stream, so an append of it is refused if the id is used; when
-        there is nothing to append it says nothing.
-        """
-        commands = [command for chunk in chunks for command in chunk.commands]
-        wanted = self._memory.lacks(commands)
-        assumed_new = assume_new and bool(wanted.whole) and not wanted.last
-        if assumed_new:
-            self._memory.take_for_missing(wanted.whole)
-            wanted = Wanted()
-        checked = self._load(wanted)
-        checked = self._load(self._memory.lacks_behind(commands)) or checked
-        now = max(self._clock(), self._memory.head.recorded_at).astimezone(UTC)
-        book = Book(self._memory, self._memory.head.position)
-        results = [self._decide_chunk(chunk, book, now) for chunk in chunks]
-        rows = [self._mapper.to_row(event) for event in book.events]
-        return Decided(results, book, rows, now, checked, assumed_new)
+            self._memory.recorded(decided.book.changed, decided.after)
 
     def _load(self, wanted: Wanted) -> bool:
         """Load what is wanted, if anything; whether the head was seen to be the memory's."""
@@ -361,48 +380,6 @@ class Committer:
         self._require_head(loaded.head)
         self._memory.learn(wanted, loaded)
         return True
-
-    def _decide_chunk(self, chunk: Chunk, book: Book, now: datetime) -> list[Result]:
-        ticket = chunk.ticket
-        if ticket.is_late():
-            return [DeadlinePassed()] * len(chunk.commands)
-        if ticket.results and isinstance(ticket.results[-1], Outage):
-            # What came before is not recorded. To go on without it would decline what only lacks it.
-            return [ticket.results[-1]] * len(chunk.commands)
-        if ticket.mode is Mode.INDEPENDENT and not ticket.validate_only:
-            return [self._decide_one(command, ticket, book, now) for command in chunk.commands]
-        layer = book.layer()
-        results: list[Result] = []
-        for number, command in enumerate(chunk.commands):
-            result = self._decide_one(command, ticket, layer, now)
-            failure = _failure(result) if ticket.mode is Mode.ATOMIC else None
-            if failure is not None:
-                results = [BatchAborted(failed=number)] * len(chunk.commands)
-                results[number] = failure
-                return results
-            results.append(result)
-        if not ticket.validate_only:
-            book.merge(layer)
-        return results
-
-    def _decide_one(self, command: Command, ticket: Ticket, book: Book, now: datetime) -> Result:
-        layer = book.layer()
-        stamp = Stamp(now, ticket.actor, ticket.correlation_id, book.next_position)
-        try:
-            outcome = decide(command, layer, stamp)
-            net = net_of(layer.events)
-            assert not any(net.values()), f"debits and credits differ by {net}"  # Money is never made or lost.
-        except Refusal as refusal:
-            return refusal.with_traceback(None)
-        except Exception:
-            whose = {"correlation_id": ticket.correlation_id, "actor": ticket.actor}
-            log.exception("decision_failed", ledger=self._ledger, command=type(command).__name__, **whose)
-            return Internal()
-        if command.validate_only or ticket.validate_only:
-            outcome = _as_if(outcome, layer)
-        if not command.validate_only:
-            book.merge(layer)
-        return outcome
 
     # --- the log's head ----------------------------------------------------------------------------------------------
 
@@ -502,6 +479,9 @@ class Committer:
 
     def _refuse_all(self) -> None:
         outage = ShuttingDown() if self._stopping else (self._outage or DatabaseUnavailable()).again()
+        if self._next:
+            self._answer(self._next.chunks, _all(self._next.chunks, outage))
+            self._next = None
         tickets = self._queue.clear()
         for ticket in tickets:
             ticket.results += [outage] * (len(ticket.commands) - len(ticket.results))
@@ -519,23 +499,6 @@ def _is_lone(chunks: Sequence[Chunk]) -> bool:
     return isinstance(command, AuthorizePayment | PostTransfer) and not (
         command.validate_only or chunks[0].ticket.validate_only
     )
-
-
-def _failure(result: Result) -> Refusal | None:
-    """What makes an ATOMIC batch fail: a refusal, or a decline, first or replayed."""
-    if isinstance(result, Refusal):
-        return result
-    event = result.decline
-    if event is None:
-        return None
-    leg = {"declined_leg": event.declined_leg} if isinstance(event, TransferDeclined) else {}
-    return DeclinedInBatch(str(event.decline_reason), account_id=event.declined_account_id, **leg)
-
-
-def _as_if(outcome: Outcome, book: Book) -> Outcome:
-    """The outcome of a command that was only validated: it has no position, and shows its accounts as they would be."""
-    accounts = [book.account(account_id) for account_id in sorted(outcome.account_ids)]
-    return replace(outcome, accounts=tuple(accounts), position=0)
 
 
 def _all(chunks: Sequence[Chunk], result: Result) -> list[list[Result]]:

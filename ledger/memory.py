@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from ledger.domain.account import Account
 from ledger.domain.aggregate import LedgerAggregate
@@ -15,6 +16,8 @@ from ledger.domain.transfer import Transfer
 from ledger.event_log import RecordedEvent
 from ledger.upcasters import EventMapper
 from ledger.writer import Head, Loaded, Wanted
+
+_NOTHING: Final[Mapping[str, LedgerAggregate]] = {}
 
 
 class Memory:
@@ -37,12 +40,15 @@ class Memory:
     def knows(self, stream: str) -> bool:
         return stream in self._known or stream in self._missing
 
-    def lacks(self, commands: Iterable[Command]) -> Wanted:
-        """What is to be loaded before the commands can be decided on, as far as the commands alone tell."""
+    def lacks(self, commands: Iterable[Command], upon: Mapping[str, LedgerAggregate] = _NOTHING) -> Wanted:
+        """What is to be loaded before the commands can be decided on, as far as the commands alone tell.
+
+        Streams in `upon` are there already: what was decided and is not in this memory yet.
+        """
         wanted, known, missing = Wanted(), self._known, self._missing
         for command in commands:
             for stream in streams_of(command):
-                if stream not in known and stream not in missing:
+                if stream not in known and stream not in missing and stream not in upon:
                     (wanted.last if stream.startswith("account/") else wanted.whole).add(stream)
             if type(command) in ACCOUNT_COMMANDS:
                 stream = account_stream(command.account_id)  # type: ignore[attr-defined]
@@ -53,14 +59,17 @@ class Memory:
                     wanted.first.add(stream)
         return wanted
 
-    def lacks_behind(self, commands: Iterable[Command]) -> Wanted:
+    def lacks_behind(self, commands: Iterable[Command], upon: Mapping[str, LedgerAggregate] = _NOTHING) -> Wanted:
         """The same for the accounts of their payments, which are only known when the payments are."""
         wanted = Wanted()
         for command in commands:
             if type(command) in PAYMENT_COMMANDS:
-                payment = self.get(payment_stream(command.payment_id))  # type: ignore[attr-defined]
+                stream = payment_stream(command.payment_id)  # type: ignore[attr-defined]
+                payment = upon.get(stream) or self.get(stream)
                 if isinstance(payment, Payment):
-                    wanted.last.update(stream for stream in streams_behind(payment) if not self.knows(stream))
+                    wanted.last.update(
+                        each for each in streams_behind(payment) if not self.knows(each) and each not in upon
+                    )
         return wanted
 
     def get(self, stream: str) -> LedgerAggregate | None:

@@ -62,6 +62,8 @@ class Ticket:
     after_clients: bool = False
     """The ledger's own commands: they let all that clients wait for go before them, and take no client's place."""
     results: list[Result] = field(default_factory=list)
+    taken: int = 0
+    """How many of the commands were taken from the queue."""
 
     @property
     def is_done(self) -> bool:
@@ -73,7 +75,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The commands of a ticket that go into one append: the next ones that have no result yet."""
+    """The commands of a ticket that go into one append: the next ones that were not taken yet."""
 
     ticket: Ticket
     commands: Sequence[Command]
@@ -139,6 +141,11 @@ class Queue:
             self._taken = len(chunks)
             return chunks
 
+    def take_ahead(self) -> list[Chunk]:
+        """About an append's worth of what waits, if a batch does: single commands are better off in more company."""
+        with self._changed:
+            return list(self._chunks()) if self._batches else []
+
     def clear(self) -> list[Ticket]:
         """Take out all tickets."""
         with self._changed:
@@ -173,7 +180,8 @@ def _next_of(tickets: deque[Ticket], room: int) -> Chunk:
     """As many commands of the first ticket as there is room for; if it has more, it is the last ticket from then on."""
     ticket = tickets.popleft()
     commands = _worth(ticket, room)
-    if len(ticket.results) + len(commands) < len(ticket.commands):
+    ticket.taken += len(commands)
+    if ticket.taken < len(ticket.commands):
         tickets.append(ticket)
     return Chunk(ticket, commands)
 
@@ -182,7 +190,7 @@ def _worth(ticket: Ticket, room: int) -> Sequence[Command]:
     """The next commands of a batch, as many as there is room for (at least one); of those that stand together, all."""
     if ticket.mode is Mode.ATOMIC or ticket.validate_only:
         return ticket.commands
-    start = stop = len(ticket.results)
+    start = stop = ticket.taken
     while stop < len(ticket.commands) and (stop == start or room > 0):
         room -= _events_of(ticket.commands[stop])
         stop += 1

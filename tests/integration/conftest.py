@@ -12,7 +12,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -25,10 +25,12 @@ import pytest
 from ledger.committer import Committer
 from ledger.domain.commands import Command
 from ledger.domain.errors import Refusal
+from ledger.domain.events import LedgerEvent
 from ledger.embedded import EmbeddedPostgres
 from ledger.migrations import migrate
 from ledger.postgres import connect, schema_of
 from ledger.ticket import Result, Ticket
+from ledger.upcasters import EventMapper
 from projections.follower import Follower
 from projections.queries import Queries
 from projections.read_models import create_tables
@@ -38,8 +40,9 @@ UNIT: Final = Path(__file__).parents[1] / "unit"
 sys.path.append(str(UNIT))
 
 from checks import eventually, remove_ledger  # noqa: E402
-from domain import in_words  # noqa: E402
-from read_side import History  # noqa: E402
+from domain import in_words, open_account  # noqa: E402
+from read_side import History, append_row  # noqa: E402
+from unreliable_network import Proxy  # noqa: E402
 
 ANSWERED_WITHIN_S: Final = 30.0
 
@@ -164,7 +167,7 @@ def serve(dsn: str, ledger: str) -> Iterator[Callable[..., Desk]]:
 
 _PROCESS: Final = """
 import pickle, sys
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from threading import Lock
 from time import sleep
@@ -310,6 +313,26 @@ def serve_in_process(dsn: str, ledger: str) -> Iterator[Callable[..., ProcessDes
         desk.kill()
 
 
+# --- between them and the server --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def new_proxy(dsn: str) -> Iterator[Callable[[], Proxy]]:
+    with ExitStack() as at_the_end:
+
+        def make() -> Proxy:
+            proxy = Proxy(dsn)
+            at_the_end.callback(proxy.close)
+            return proxy
+
+        yield make
+
+
+@pytest.fixture
+def proxy(new_proxy: Callable[[], Proxy]) -> Proxy:
+    return new_proxy()
+
+
 # --- holding the turn ------------------------------------------------------------------------------------------------
 
 
@@ -326,6 +349,21 @@ class Turn:
         """The server processes that wait for the turn."""
         query = "SELECT pid FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
         return [pid for (pid,) in self._watcher.execute(query, [self._holder.info.backend_pid])]
+
+    @property
+    def is_second_in_line(self) -> bool:
+        """Whether somebody waits behind whoever waits for the turn."""
+        query = "SELECT count(*) FROM pg_stat_activity WHERE pg_blocking_pids(pid) && %s::int[]"
+        row = self._watcher.execute(query, [[*self.waiting]]).fetchone()
+        return row is not None and row[0] > 0
+
+    def append(self, first: int, *events: LedgerEvent) -> None:
+        """Append at these positions while nobody else can, and end the turn."""
+        mapper = EventMapper()
+        for position, event in enumerate(events, first):
+            stream, version, topic, state = mapper.to_row(event)
+            append_row(self._holder, stream, version, position, topic, state, event.timestamp)
+        self._holder.commit()
 
     def release(self) -> None:
         self._holder.rollback()
@@ -347,6 +385,28 @@ def hold_turn(dsn: str, ledger: str) -> Iterator[Callable[..., Turn]]:
     yield hold
     for turn in turns:
         turn.close()
+
+
+@pytest.fixture
+def stall(hold_turn: Callable[..., Turn]) -> Callable[..., tuple[Turn, list[Future[list[Result]]]]]:
+    """Submit batches of an append's size, and have the first wait for its turn while what comes next is decided."""
+
+    def submit(desk: Desk, *batches: Sequence[Command], **settings: Any) -> tuple[Turn, list[Future[list[Result]]]]:
+        turn = hold_turn()
+        desk.submit(open_account("in-the-way"))
+        eventually(lambda: turn.waiting)
+        futures = [desk.submit(*batch, **settings) for batch in batches]
+        with ThreadPoolExecutor(1) as threads:
+            behind = threads.submit(hold_turn)
+            try:
+                eventually(lambda: turn.is_second_in_line)
+            finally:
+                turn.release()
+            turn = behind.result(ANSWERED_WITHIN_S)
+        eventually(lambda: turn.waiting)
+        return turn, futures
+
+    return submit
 
 
 # --- the read side ---------------------------------------------------------------------------------------------------

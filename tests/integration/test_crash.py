@@ -9,14 +9,12 @@ import os
 import random
 import secrets
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from enum import Enum
 from itertools import count
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -25,7 +23,7 @@ import psycopg
 import pytest
 from checks import Row, check_log, commands_of, eventually, read_log
 from domain import authorize, capture, leg, open_account, refund, transfer, void
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from unreliable_network import Break, Proxy
 
 from ledger.domain.commands import Command
 from ledger.domain.events import AccountKind
@@ -53,173 +51,6 @@ TRY_AGAIN: Final = tuple(
 )
 
 
-# --- a network that fails on demand ----------------------------------------------------------------------------------
-
-
-class Break(Enum):
-    """How a connection ends when the client sends a certain message."""
-
-    UNSENT = "cut before any of the message has reached the server"
-    HALF_SENT = "cut when half of the message has reached the server"
-    SENT = "cut when the message has reached the server"
-    UNHEARD = "cut when the server has replied, and the client has not heard it"
-    SILENT = "the server has replied, and the client hears nothing, until all is cut"
-
-
-class Proxy:
-    """Stands between clients and Postgres."""
-
-    def __init__(self, dsn: str) -> None:
-        with psycopg.connect(dsn) as connection:
-            self._to = (connection.info.host, connection.info.port)
-        self._lock = Lock()
-        self._links: set[Link] = set()
-        self._break: tuple[bytes, Break, bool] | None = None
-        self.broke = Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._port = self._listener.getsockname()[1]
-        known = {key: value for key, value in conninfo_to_dict(dsn).items() if key not in ("host", "hostaddr", "port")}
-        self.dsn = make_conninfo(
-            **known | {"host": "127.0.0.1", "port": self._port, "sslmode": "disable", "gssencmode": "disable"}
-        )
-        self._accept(self._listener)
-
-    def break_at(self, marker: bytes, how: Break, *, then_close: bool = False) -> None:
-        """Break the next connection on which the client sends something that contains `marker`.
-
-        With `then_close` no new connections are taken from then on.
-        """
-        self.broke.clear()
-        with self._lock:
-            self._break = (marker, how, then_close)
-
-    def cut(self) -> None:
-        """Cut all connections that there are."""
-        with self._lock:
-            links = list(self._links)
-        for link in links:
-            link.cut()
-
-    def close(self) -> None:
-        """Be away: take no new connections, and cut those that there are."""
-        self._stop_listening()
-        self.cut()
-
-    def open(self) -> None:
-        """Be back."""
-        self._listener = socket.create_server(("127.0.0.1", self._port))
-        self._accept(self._listener)
-
-    def how_to_break(self, data: bytes) -> Break | None:
-        with self._lock:
-            if self._break is None or self._break[0] not in data:
-                return None
-            _, how, then_close = self._break
-            self._break = None
-            if then_close:
-                self._stop_listening()
-            return how
-
-    def add(self, link: Link) -> None:
-        with self._lock:
-            self._links.add(link)
-
-    def remove(self, link: Link) -> None:
-        with self._lock:
-            self._links.discard(link)
-
-    def _stop_listening(self) -> None:
-        # Closing alone does not end an accept that another thread is in.
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self, listener: socket.socket) -> None:
-        def run() -> None:
-            with suppress(OSError):
-                while True:
-                    client, _ = listener.accept()
-                    Link(self, client, self._connect_on())
-
-        Thread(target=run, daemon=True).start()
-
-    def _connect_on(self) -> socket.socket:
-        host, port = self._to
-        if not host.startswith("/"):
-            return socket.create_connection((host, port))
-        server = socket.socket(socket.AF_UNIX)
-        server.connect(f"{host}/.s.PGSQL.{port}")
-        return server
-
-
-class Link:
-    """One connection through the proxy."""
-
-    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
-        self._proxy, self._client, self._server = proxy, client, server
-        self._deaf: Break | None = None
-        proxy.add(self)
-        for pump in (self._to_server, self._to_client):
-            Thread(target=pump, daemon=True).start()
-
-    def cut(self) -> None:
-        for end in (self._client, self._server):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        self._proxy.remove(self)
-
-    def _to_server(self) -> None:
-        with suppress(OSError):
-            while data := self._client.recv(1 << 20):
-                how = self._proxy.how_to_break(data)
-                if how is None:
-                    self._server.sendall(data)
-                elif how is Break.UNSENT:
-                    break
-                elif how is Break.HALF_SENT:
-                    self._server.sendall(data[: len(data) // 2])
-                    break
-                else:
-                    self._deaf = how
-                    self._server.sendall(data)
-                    if how is Break.SENT:
-                        break
-            self.cut()
-            if how is not None:
-                self._proxy.broke.set()
-        self.cut()
-
-    def _to_client(self) -> None:
-        with suppress(OSError):
-            while data := self._server.recv(1 << 20):
-                if self._deaf is None:
-                    self._client.sendall(data)
-                elif self._deaf is Break.UNHEARD:
-                    self.cut()
-                    self._proxy.broke.set()
-                elif self._deaf is Break.SILENT:
-                    self._proxy.broke.set()
-        self.cut()
-
-
-@pytest.fixture
-def new_proxy(dsn: str) -> Iterator[Callable[[], Proxy]]:
-    with ExitStack() as at_the_end:
-
-        def make() -> Proxy:
-            proxy = Proxy(dsn)
-            at_the_end.callback(proxy.close)
-            return proxy
-
-        yield make
-
-
-@pytest.fixture
-def proxy(new_proxy: Callable[[], Proxy]) -> Proxy:
-    return new_proxy()
-
-
 # What the client sends when it appends a payment. Loading what the payment needs sends no topic.
 APPEND: Final = b"PaymentAuthorized"
 COMMIT: Final = b"COMMIT"
@@ -230,6 +61,12 @@ def recorded_once(dsn: str, ledger: str, payment_id: str = "p") -> int:
     found = [row for row in check_log(dsn, ledger) if row.stream == f"payment/{payment_id}" and row.version == 1]
     assert len(found) <= 1
     return found[0].position if found else 0
+
+
+def head(session: psycopg.Connection[Any]) -> int:
+    """The last position of the log."""
+    ((position,),) = session.execute("SELECT coalesce(max(position), 0) FROM events").fetchall()
+    return int(position)
 
 
 def end(session: psycopg.Connection[Any], *backends: int) -> None:
@@ -819,6 +656,37 @@ def test_the_committers_process_is_killed_under_load(dsn: str, ledger: str, serv
     clients.wait_for(20)
     clients.stop()
     clients.check(dsn, ledger)
+
+
+def test_a_process_is_killed_in_the_middle_of_a_large_batch(
+    dsn: str, ledger: str, serve: Serve, serve_in_process: Serve, session: psycopg.Connection[Any]
+) -> None:
+    """kill -9 while one part is recorded and the next decided: sent again to another, each command is done once."""
+    elsewhere = serve()
+    prepare(elsewhere)
+    elsewhere.do(transfer("seed", leg("bank", "alice", 10**6)))
+    chance = random.Random(5)
+    for number in range(ROUNDS):
+        desk, before = serve_in_process(), head(session)
+        batch = [
+            each
+            for name in (f"p{number}-{each}" for each in range(1_500))
+            for each in (authorize(2, payment_id=name, payee="bob"), capture("c", 1, payment_id=name))
+        ]
+        desk.submit(*batch)
+        enough = before + chance.randint(1, 6_000)
+        eventually(lambda enough=enough: head(session) > enough)
+        desk.kill()
+        again = elsewhere.submit(*batch).result(LONG_S)
+        last = {events[-1].position: events[-1] for events in commands_of(check_log(dsn, ledger))}
+        assert len({each.position for each in again}) == len(batch)
+        assert all(last[each.position].recorded_at == each.recorded_at for each in again)
+        done_before = [each.replayed for each in again]
+        assert done_before == sorted(
+            done_before, reverse=True
+        )  # It is the beginning of the batch, and at least a part.
+        assert done_before[0]
+        assert head(session) == before + 6 * 1_500
 
 
 def test_a_process_that_is_killed_in_its_turn_leaves_the_turn_to_others(
