@@ -78,7 +78,7 @@ def _open_account(request: account_pb2.OpenAccountRequest) -> OpenAccount:
         currency_code=request.currency_code,
         kind=_enum(_ACCOUNT_KINDS, request.kind, "kind"),
         credit_limit=_money(request.credit_limit) if request.HasField("credit_limit") else None,
-        metadata=dict(request.metadata),
+        metadata=_metadata(request),
         **_common(request),
     )
 
@@ -117,7 +117,7 @@ def _authorize_payment(request: payment_pb2.AuthorizePaymentRequest) -> Authoriz
         amount=_money(request.amount),
         hold_for=duration(request.hold_for, "hold_for") if request.HasField("hold_for") else None,
         reference=request.reference,
-        metadata=dict(request.metadata),
+        metadata=_metadata(request),
         effective_at=_effective_at(request),
         **_common(request),
     )
@@ -165,7 +165,7 @@ def _post_transfer(request: transfer_pb2.PostTransferRequest) -> PostTransfer:
             for leg in request.legs
         ),
         reference=request.reference,
-        metadata=dict(request.metadata),
+        metadata=_metadata(request),
         effective_at=_effective_at(request),
         **_common(request),
     )
@@ -181,6 +181,11 @@ def _common(request: Any) -> dict[str, Any]:
             Precondition(each.account_id, each.expected_version) for each in request.preconditions
         )
     return common
+
+
+def _metadata(request: Any) -> dict[str, str]:
+    metadata = request.metadata
+    return dict(metadata) if metadata else {}  # to copy an empty map takes as long as to validate a field
 
 
 def _money(message: ledger_pb2.Money) -> Money:
