@@ -84,6 +84,9 @@ LEGS: Final = st.builds(
     _amounts("available", "room to pay", "room to receive", "most"),
 )
 
+FILLS: Final = Leg("rich", "refundable", Amount("room to receive"))
+"""So that there is no room for a refund."""
+
 OPENINGS: Final = st.builds(
     Open,
     _some(*((3, name) for name in NEW), (1, "alice"), (1, "bank")),
@@ -98,7 +101,7 @@ LIMITS: Final = st.builds(
     _amounts("used", "used", "so already", "most", small=1),
     REASONS,
 )
-FREEZES: Final = st.builds(Freeze, ACCOUNTS, st.integers(0, 3), REASONS)
+FREEZES: Final = st.builds(Freeze, _one((2, ACCOUNTS), (1, st.just("promising"))), st.integers(0, 3), REASONS)
 UNFREEZES: Final = st.builds(Unfreeze, _one((1, st.just("")), (1, ACCOUNTS)), REASONS)
 CLOSINGS: Final = st.builds(
     Close,
@@ -118,7 +121,7 @@ AUTHORIZATIONS: Final = st.builds(
 INCREMENTS: Final = st.builds(
     Increment,
     WHICH,
-    _some((6, "capturable"), (1, ""), (1, "none")),
+    _some((6, "capturable"), (4, "blocked"), (1, ""), (1, "none")),
     CHANGE_IDS,
     _amounts("available", "room to promise", "as much", "one", "most", small=1),
 )
@@ -127,11 +130,13 @@ CAPTURES: Final = st.builds(
     Capture, WHICH, _some((12, "capturable"), (2, ""), (1, "none")), CHANGE_IDS, SHARES, st.booleans(), AGOS
 )
 VOIDS: Final = st.builds(Void, WHICH, _some((4, "capturable"), (2, "captured"), (1, ""), (1, "none")), REASONS)
-REFUNDS: Final = st.builds(Refund, WHICH, _some((12, "captured"), (2, ""), (1, "none")), CHANGE_IDS, SHARES, AGOS)
+REFUNDS: Final = st.builds(
+    Refund, WHICH, _some((12, "captured"), (4, "full"), (2, ""), (1, "none")), CHANGE_IDS, SHARES, AGOS
+)
 TRANSFERS: Final = st.builds(
     Transfer,
     _some(*((1, f"t{number}") for number in range(1, 13))),
-    st.lists(LEGS, min_size=1, max_size=4),
+    _one((7, st.lists(LEGS, min_size=1, max_size=4)), (1, st.just([FILLS]))),
     AGOS,
     REFERENCES,
     METADATA,
@@ -141,7 +146,7 @@ CHANGES: Final = _one((4, CAPTURES), (4, REFUNDS), (2, INCREMENTS), (1, VOIDS))
 COMMANDS: Final = _one((3, AUTHORIZATIONS), (3, CHANGES), (2, TRANSFERS), (1, SETTINGS))
 
 CONDITIONS: Final = st.lists(
-    st.tuples(_some(*((2, name) for name in EUROS), (2, "nobody")), _some((3, 0), (1, 1), (1, -1))),
+    st.tuples(_some(*((2, name) for name in EUROS), (6, "nobody")), _some((3, 0), (1, 1), (1, -1))),
     min_size=1,
     max_size=2,
 )
@@ -189,7 +194,7 @@ PAGE_SIZES: Final = _some((4, 1), (3, 2), (1, 3), (1, 5))
 PAGES: Final = st.builds(
     ListOf,
     _some(*zip((1, 4, 3, 4), LISTS, strict=True)),
-    _some((10, ""), *((1, name) for name in [*EUROS, "yumi", "new-1"])),
+    _some((10, ""), *((1, name) for name in [*EUROS, "yumi", "new-1", "nobody"])),
     _some((15, ""), (1, "alice"), (1, "bank")),
     _some((15, ""), (1, "bob"), (1, "shop")),
     _one((3, st.just(())), (1, st.lists(st.integers(1, 12), max_size=4, unique=True))),

@@ -148,11 +148,15 @@ class SetLimit(NamedTuple):
 
 class Freeze(NamedTuple):
     account: str
+    """Or "promising" for one that has promised money, if there is one."""
+
     scope: int
     reason: str
 
     def request(self, scene: Scene) -> Any:
-        return FreezeAccountRequest(account_id=scene.id(self.account), scope=self.scope, reason=self.reason)
+        payers = [each.payer_account_id for each in scene.world.payments.values() if each.amount_capturable]
+        account_id = payers[-1] if self.account == "promising" and payers else scene.id(self.account)
+        return FreezeAccountRequest(account_id=account_id, scope=self.scope, reason=self.reason)
 
 
 class Unfreeze(NamedTuple):
@@ -286,13 +290,16 @@ class Refund(NamedTuple):
 class Leg(NamedTuple):
     payer: str
     payee: str
+    """Or "refundable" for one that may get a refund, if there is one."""
+
     amount: Amount
 
     def message(self, scene: Scene) -> TransferLeg:
-        payer, payee = scene.account(self.payer), scene.account(self.payee)
+        payments = [each for each in scene.world.payments.values() if each.amount_captured > each.amount_refunded]
+        payee_id = payments[-1].payer_account_id if self.payee == "refundable" and payments else scene.id(self.payee)
+        payer, payee = scene.account(self.payer), scene.world.accounts.get(payee_id)
         amount = self.amount.money(_bounds(payer, payee), _currency(payer, self.payer))
-        ids = {"from_account_id": scene.id(self.payer), "to_account_id": scene.id(self.payee)}
-        return TransferLeg(amount=amount, **ids)
+        return TransferLeg(amount=amount, from_account_id=scene.id(self.payer), to_account_id=payee_id)
 
 
 class Transfer(NamedTuple):
@@ -327,10 +334,21 @@ def _moment(scene: Scene, ago: int | None) -> Timestamp | None:
 
 
 def _payment(scene: Scene, which: int, of: str) -> Any:
-    """One of the payments that have an amount of what is wished, or else any, if there is one; or none if so wished."""
+    """One of the payments of which what is wished is so, or else any, if there is one; or none if so wished."""
     payments = [] if of == "none" else list(scene.world.payments.values())
-    wanted = [each for each in payments if of and getattr(each, f"amount_{of}")] or payments
+    wanted = [each for each in payments if of and _is(scene, each, of)] or payments
     return wanted[which % len(wanted)] if wanted else None
+
+
+def _is(scene: Scene, payment: Any, of: str) -> bool:
+    """Whether a payment has an amount of that name; "blocked": capturable, and the payer is frozen; "full": the payer
+    has no room for all that can be refunded."""
+    payer = scene.world.accounts[payment.payer_account_id]
+    if of == "blocked":
+        return bool(payment.amount_capturable and payer.freeze_scope)
+    if of == "full":
+        return bool(payer.posted + payment.amount_captured - payment.amount_refunded > MOST)
+    return bool(getattr(payment, f"amount_{of}"))
 
 
 def _add_amount(request: Any, amount: Amount | None, payment: Any, bounds: dict[str, int]) -> None:
