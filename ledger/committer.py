@@ -7,7 +7,7 @@ replays and refusals included: a batch that records nothing still checks that th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import InvalidStateError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,20 +83,22 @@ class Work:
 @contextmanager
 def meanwhile(step: Callable[[], None]) -> Iterator[None]:
     """Have a step done in a thread of its own; what it raises is raised at the end of the block, which waits for it."""
-    done: Future[None] = Future()
+    raised: list[BaseException] = []
 
     def run() -> None:
         try:
             step()
-            done.set_result(None)
         except BaseException as error:
-            done.set_exception(error)
+            raised.append(error)
 
-    Thread(target=run, name="append", daemon=True).start()
+    thread = Thread(target=run, name="append", daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        done.result()
+        thread.join()
+        if raised:
+            raise raised.pop()  # Not kept here: its traceback has this frame, which would close a circle.
 
 
 class Committer:
@@ -175,8 +177,7 @@ class Committer:
     @property
     def waiting(self) -> int:
         """How many commands wait."""
-        ahead = self._next.chunks if self._next else ()
-        return len(self._queue) + sum(len(chunk.commands) for chunk in ahead)
+        return len(self._queue)
 
     @property
     def remembered(self) -> int:
@@ -192,7 +193,7 @@ class Committer:
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self.waiting or not self._stopping:
+        while self._next or self.waiting or not self._stopping:
             try:
                 self._serve_once()
             except Exception:  # If the thread just ended, callers would wait, and health would call it well.
@@ -288,6 +289,7 @@ class Committer:
         except HeadMoved:
             decided = self._decide_in_turn(writer, work.chunks)
         self._remember(decided)
+        self.decided_ahead += decided is work.ahead and bool(decided.rows)
         return decided.results
 
     def _decide(self, work: Work) -> Decided:
@@ -295,7 +297,6 @@ class Committer:
         ahead = work.ahead
         # What it was decided upon must have been recorded as it was, and nothing since. No other head is the same one.
         if ahead and ahead.before is self._memory.head and not any(chunk.ticket.is_late() for chunk in work.chunks):
-            self.decided_ahead += 1
             return ahead
         decided = self._decider.decide(work.chunks, assume_new=_is_lone(work.chunks))
         if decided.assumed_new and not decided.rows:
@@ -306,11 +307,7 @@ class Committer:
     def _append(self, writer: Writer, decided: Decided) -> None:
         """Record what was decided; meanwhile decide what comes next, if that is a batch."""
         append = partial(writer.append, decided.before, decided.rows, decided.after.recorded_at)
-        if self._next is None and (chunks := self._queue.take_ahead()):
-            self._next = Work(chunks)
-        ahead = self._next if self._next and self._decider.can_go_ahead(self._next.chunks, decided) else None
-        if ahead:
-            self._decider.prepare(ahead.chunks, decided.book.changed)
+        ahead = self._take_ahead(decided)
         try:
             if ahead:
                 with meanwhile(append):
@@ -320,11 +317,26 @@ class Committer:
         except AppendUnknown as error:
             self._settle(writer, decided, error)
 
+    def _take_ahead(self, upon: Decided) -> Work | None:
+        """What comes next, if it is a batch that can be decided upon what is about to be recorded: all is loaded."""
+        if self._next is None and (chunks := self._queue.take_ahead()):
+            self._next = Work(chunks)
+        if self._next is None or not self._decider.can_go_ahead(self._next.chunks, upon):
+            return None
+        try:
+            self._decider.prepare(self._next.chunks, upon.book.changed)
+        except (HeadMoved, LogLostTail, psycopg.OperationalError):
+            raise  # That holds for what is about to be recorded as well.
+        except Exception:
+            log.exception("loading_ahead_failed", ledger=self._ledger)  # It shows again in its turn.
+            return None
+        return self._next
+
     def _decide_ahead(self, work: Work, upon: Decided) -> None:
         try:
             work.ahead = self._decider.decide_ahead(work.chunks, upon)
-        except Exception:  # What is being recorded is not to be answered by this. It shows again in its turn.
-            log.exception("decision_ahead_failed", ledger=self._ledger)
+        except Exception:
+            log.exception("deciding_ahead_failed", ledger=self._ledger)  # It shows again in its turn.
 
     def _decide_in_turn(self, writer: Writer, chunks: list[Chunk]) -> Decided:
         decided, before = None, self._memory.head

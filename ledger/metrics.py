@@ -107,7 +107,7 @@ class ServerMetrics(Metrics):
         )
         self._commit_duration: Final = Histogram(
             "ledger_commit_duration_seconds",
-            "How long it took to decide what waited and to have it durable in the log.",
+            "How long it took to have what goes into one append decided, if that was not done ahead, and durable.",
             buckets=_DURATIONS_S,
             registry=self.registry,
         )

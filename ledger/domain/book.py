@@ -65,7 +65,7 @@ class Book:
 
     @property
     def changed(self) -> dict[str, LedgerAggregate]:
-        """The aggregates that were looked at or changed, as they are now."""
+        """The aggregates that were taken or added here, as they are now."""
         return self._here
 
     # --- by kind -----------------------------------------------------------------------------------------------------
