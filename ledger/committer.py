@@ -33,12 +33,13 @@ from ledger.outages import (
     WritesStopped,
 )
 from ledger.ticket import Chunk, Queue, Result, Ticket
-from ledger.upcasters import EventMapper
+from ledger.upcasters import EventMapper, UnreadableEvent
 from ledger.writer import (
     READ_ONLY,
     AppendUnknown,
     Head,
     HeadMoved,
+    Loaded,
     LogLostTail,
     NotReplicated,
     NotWritten,
@@ -50,6 +51,7 @@ CLOCK_OFF_S: Final = 5.0
 SETTLE_S: Final = 5.0
 STOP_S: Final = 2.5
 _MOVED_MOST: Final = 100_000
+_WARM_EVENTS: Final = 50_000
 CHECK_S: Final = 5.0
 _IDLE_CHECK_S: Final = 1.0
 _RECONNECT_S: Final = 0.2
@@ -124,7 +126,7 @@ class Committer:
         self._clock, self._clock_off_most_s = clock, clock_off_most_s
         self._appended, self._committed = appended, committed
         mapper = EventMapper()
-        self._memory = Memory(mapper, memory_most)
+        self._memory, self._memory_most = Memory(mapper, memory_most), memory_most
         self._decider = Decider(self._memory, mapper, clock, self._load, ledger)
         self._queue = Queue(queue_most)
         self._next: Work | None = None
@@ -431,12 +433,23 @@ class Committer:
         return not self._stopped_for_good and self._guard(self._begin)
 
     def _begin(self) -> None:
-        self._writer = Writer(self._dsn, self._ledger, self._clock)
+        self._writer, newest = Writer(self._dsn, self._ledger, self._clock), None
         with self._writer.turn():
             # A commit proves that this server takes writes, and that what is in the log is where it has to be: after
             # a wait for a synchronous standby that was cancelled, the next one waits for all before it.
             self._catch_up(self._writer)
+            if not len(self._memory):
+                newest = self._writer.load_newest(_WARM_EVENTS, self._memory_most)
+        if newest:
+            self._warm_up(newest)
         self._check_clock()
+
+    def _warm_up(self, newest: Loaded) -> None:
+        """Remember the accounts that moved last, before the first command asks for them."""
+        try:
+            self._memory.learn(Wanted(), newest)
+        except UnreadableEvent as error:  # Whoever asks for that account is told; others are served.
+            log.warning("warm_up_ended", ledger=self._ledger, why=str(error))
 
     def _check(self) -> None:
         """Now and then: whether the database is there, the log whole and the clock right."""

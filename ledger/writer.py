@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg.errors import Diagnostic, UniqueViolation
@@ -148,16 +148,24 @@ class Writer:
     def load(self, wanted: Wanted) -> Loaded:
         """What is wanted and the head, read at one moment. Streams without events are simply not in it."""
         columns = {"last": list(wanted.last), "first": list(wanted.first), "whole": list(wanted.whole)}
-        needed = "\nUNION ALL\n".join([SQL.load_head, *(_LOAD[part] for part in columns if columns[part])])
-        rows = self._connection.execute(needed, columns, binary=True)
+        return self._loaded([_LOAD[part] for part in columns if columns[part]], columns)
+
+    def load_newest(self, newest: int, accounts: int) -> Loaded:
+        """The last events of so many accounts at most, of those that so many of the newest events are about."""
+        loaded = self._loaded([SQL.load_newest], {"newest": newest, "accounts": accounts})
+        loaded.last.sort(key=lambda event: event.id)
+        return loaded
+
+    def _loaded(self, parts: Sequence[LiteralString], columns: dict[str, Any]) -> Loaded:
+        rows = self._connection.execute("\nUNION ALL\n".join([SQL.load_head, *parts]), columns, binary=True)
         head = Head()
-        parts: tuple[list[RecordedEvent], ...] = ([], [], [], [])
+        found: tuple[list[RecordedEvent], ...] = ([], [], [], [])
         for part, position, stream, version, topic, recorded_at, state in rows:
             if part == 0:
                 head = Head(position, recorded_at)
             else:
-                parts[part].append(recorded_event(position, stream, version, topic, recorded_at, state))
-        return Loaded(head, *parts[1:])
+                found[part].append(recorded_event(position, stream, version, topic, recorded_at, state))
+        return Loaded(head, *found[1:])
 
     def moved_since(self, position: int) -> set[str]:
         """The streams that got events after `position`."""

@@ -976,6 +976,34 @@ def a_long_day(chance: random.Random) -> list[list[Command]]:
     return batches
 
 
+@pytest.mark.parametrize(("memory_most", "remembered"), [(1_000, {"bank", "alice", "shop"}), (2, {"bank", "alice"})])
+def test_a_committer_that_starts_remembers_the_accounts_that_moved_last(
+    dsn: str, ledger: str, serve: Serve, memory_most: int, remembered: set[str]
+) -> None:
+    """As many as it may, in the state that they are in."""
+    serve().do(*WORLD)
+    desk = serve(memory_most=memory_most)
+    assert desk.committer.remembered == len(remembered)
+    assert all(desk.committer._memory.knows(f"account/{each}") for each in remembered)
+    assert desk.answer(authorize(60)) == "AUTHORIZED"
+    assert desk.answer(authorize(60, payment_id="q")) == "DECLINED INSUFFICIENT_FUNDS"
+    assert desk.answer(close("shop")) == "CLOSED"
+    check_log(dsn, ledger)
+
+
+def test_an_account_that_cannot_be_read_keeps_no_committer_from_starting(
+    dsn: str, ledger: str, serve: Serve, session: psycopg.Connection[Any]
+) -> None:
+    """It fails the commands on that account, and no others."""
+    serve().do(*WORLD, open_account("eve"), fund("eve", 1, "gift"))
+    session.execute("ALTER TABLE events DISABLE TRIGGER USER")
+    session.execute("UPDATE events SET state = '{}' WHERE stream = 'account/eve' AND version = 2")
+    desk = serve()
+    assert desk.answer(authorize(10)) == "AUTHORIZED"
+    assert desk.answer(authorize(1, payment_id="q", payer="eve")) == "refused INTERNAL"
+    eventually(lambda: desk.answer(capture("c")) in ("CAPTURED", "replayed CAPTURED"))
+
+
 def test_a_small_memory_decides_as_a_large_one(
     dsn: str, ledger: str, serve: Serve, new_ledger: Callable[[], str]
 ) -> None:

@@ -247,7 +247,7 @@ def test_an_append_that_fails_beside_a_decision_leaves_nothing_in_memory() -> No
 
 def test_commands_on_accounts_wait_for_their_turn(dsn: str, ledger: str, serve: Serve, stall: Serve) -> None:
     """An account that only its last event was read of just changed; what it was opened with is read in its turn."""
-    serve().do(open_account("eve", metadata={"name": "Eve"}), *WORLD)
+    serve().do(open_account("eve", metadata={"name": "Eve"}), *WORLD, fund("eve", 5, "first"))
     desk = serve()
     turn, (first, second) = stall(
         desk, (fund("eve", 5, "gift"), *REFUSED), (open_account("eve", metadata={"name": "Eve"}), freeze("eve"))
