@@ -89,7 +89,7 @@ FILLS: Final = Leg("rich", "refundable", Amount("room to receive"))
 
 OPENINGS: Final = st.builds(
     Open,
-    _some(*((3, name) for name in NEW), (1, "alice"), (1, "bank")),
+    _some(*((3, name) for name in [*NEW, "new-4", "new-5"]), (1, "alice"), (1, "bank")),
     _some((3, "EUR"), (1, "JPY"), (1, "KWD")),
     RARELY,
     _some((3, None), (2, Amount("", 100)), (1, Amount("most"))),
@@ -146,7 +146,7 @@ CHANGES: Final = _one((4, CAPTURES), (4, REFUNDS), (2, INCREMENTS), (1, VOIDS))
 COMMANDS: Final = _one((3, AUTHORIZATIONS), (3, CHANGES), (2, TRANSFERS), (1, SETTINGS))
 
 CONDITIONS: Final = st.lists(
-    st.tuples(_some(*((2, name) for name in EUROS), (6, "nobody")), _some((3, 0), (1, 1), (1, -1))),
+    st.tuples(_some(*((2, name) for name in EUROS), (4, "nobody")), _some((3, 0), (2, 1), (2, -1))),
     min_size=1,
     max_size=2,
 )
