@@ -27,7 +27,9 @@ CALLS_MOST: Final = 20
 FULL: Final = Refused(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", {"calls": str(CALLS_MOST), "kind": "commands"})
 REFUSED_CALLS: Final = int(os.environ.get("LEDGER_TEST_REFUSED_CALLS", "4000"))
 OUTSTANDING: Final = 100
-AT_ONCE: Final = 3_000
+AT_ONCE: Final = 900
+"""Of one rpc. Of more than a thousand, gRPC's core cuts off what a busy machine has not seen by then."""
+
 LARGE: Final = 2**21
 INSIDE_S: Final = 3_600
 """Longer than all others take to be refused."""
@@ -65,7 +67,7 @@ def test_more_calls_than_it_takes_are_refused_while_memory_stays_flat(narrow: Le
     assert grown < 8 * 2**20
 
 
-def test_thousands_of_calls_at_once_are_each_told_why_they_are_refused(narrow: LedgerServer, tag: str) -> None:
+def test_hundreds_of_calls_at_once_are_each_told_why_they_are_refused(narrow: LedgerServer, tag: str) -> None:
     """They come faster than they are answered, and none is cut off by gRPC before it is seen."""
     with client_of(narrow, tag) as client:
         with turn_held(narrow.dsn(), narrow.ledger) as until_somebody_waits:
