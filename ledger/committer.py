@@ -126,7 +126,7 @@ class Committer:
         self._clock, self._clock_off_most_s = clock, clock_off_most_s
         self._appended, self._committed = appended, committed
         mapper = EventMapper()
-        self._memory, self._memory_most = Memory(mapper, memory_most), memory_most
+        self._memory = Memory(mapper, memory_most)
         self._decider = Decider(self._memory, mapper, clock, self._load, ledger)
         self._queue = Queue(queue_most)
         self._next: Work | None = None
@@ -326,7 +326,7 @@ class Committer:
         if self._next is None or not self._decider.can_go_ahead(self._next.chunks, upon):
             return None
         try:
-            self._decider.prepare(self._next.chunks, upon.book.changed)
+            self._decider.prepare(self._next.chunks, upon)
         except (HeadMoved, LogLostTail, psycopg.OperationalError):
             raise  # That holds for what is about to be recorded as well.
         except Exception:
@@ -434,12 +434,13 @@ class Committer:
 
     def _begin(self) -> None:
         self._writer, newest = Writer(self._dsn, self._ledger, self._clock), None
+        is_first = not self._memory.head.position
         with self._writer.turn():
             # A commit proves that this server takes writes, and that what is in the log is where it has to be: after
             # a wait for a synchronous standby that was cancelled, the next one waits for all before it.
             self._catch_up(self._writer)
-            if not len(self._memory):
-                newest = self._writer.load_newest(_WARM_EVENTS, self._memory_most)
+            if is_first:
+                newest = self._writer.load_newest(_WARM_EVENTS)
         if newest:
             self._warm_up(newest)
         self._check_clock()
@@ -448,6 +449,7 @@ class Committer:
         """Remember the accounts that moved last, before the first command asks for them."""
         try:
             self._memory.learn(Wanted(), newest)
+            self._memory.tidy()
         except UnreadableEvent as error:  # Whoever asks for that account is told; others are served.
             log.warning("warm_up_ended", ledger=self._ledger, why=str(error))
 

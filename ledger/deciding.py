@@ -68,16 +68,24 @@ class Decider:
         to be loaded. What is decided then begins the id's stream, so an append of it is refused if the id is used; when
         there is nothing to append it says nothing.
         """
-        assumed_new = assume_new and self._take_for_new(chunks)
-        checked = self.prepare(chunks)
-        return self._decide(
-            chunks, Book(self._memory, self._memory.head.position), self._memory.head, checked, assumed_new
-        )
-
-    def prepare(self, chunks: Sequence[Chunk], upon: Mapping[str, LedgerAggregate] = _NOTHING) -> bool:
-        """Load what decisions look at and neither the memory nor `upon` has; whether the log was seen to end there."""
         commands = _commands(chunks)
-        checked = self._load(self._memory.lacks(commands, upon))
+        wanted = self._memory.lacks(commands, _NOTHING)
+        assumed_new = assume_new and bool(wanted.whole) and not wanted.last
+        if assumed_new:
+            self._memory.take_for_missing(wanted.whole)
+            wanted = Wanted()
+        checked = self._load_all(commands, wanted, _NOTHING)
+        head = self._memory.head
+        return self._decide(chunks, Book(self._memory, head.position), head, checked, assumed_new)
+
+    def prepare(self, chunks: Sequence[Chunk], upon: Decided) -> None:
+        """Load what `decide_ahead` looks at and neither the memory nor `upon` has."""
+        commands, changed = _commands(chunks), upon.book.changed
+        self._load_all(commands, self._memory.lacks(commands, changed), changed)
+
+    def _load_all(self, commands: Sequence[Command], wanted: Wanted, upon: Mapping[str, LedgerAggregate]) -> bool:
+        """Load what is wanted and what is behind it; whether the log was seen to end at the memory's head."""
+        checked = self._load(wanted)
         return self._load(self._memory.lacks_behind(commands, upon)) or checked
 
     def can_go_ahead(self, chunks: Sequence[Chunk], upon: Decided) -> bool:
@@ -100,13 +108,6 @@ class Decider:
         below = Book(self._memory, upon.before.position)
         below.merge(upon.book)
         return self._decide(chunks, Book(below, upon.after.position), upon.after, checked=False, assumed_new=False)
-
-    def _take_for_new(self, chunks: Sequence[Chunk]) -> bool:
-        wanted = self._memory.lacks(_commands(chunks))
-        if not wanted.whole or wanted.last:
-            return False
-        self._memory.take_for_missing(wanted.whole)
-        return True
 
     def _decide(self, chunks: Sequence[Chunk], book: Book, before: Head, checked: bool, assumed_new: bool) -> Decided:
         now = max(self._clock(), before.recorded_at).astimezone(UTC)

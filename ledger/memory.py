@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Final
 
 from ledger.domain.account import Account
 from ledger.domain.aggregate import LedgerAggregate
 from ledger.domain.commands import Command
 from ledger.domain.decisions import ACCOUNT_COMMANDS, PAYMENT_COMMANDS, streams_behind, streams_of
-from ledger.domain.events import AccountOpened, LedgerEvent, account_stream, payment_stream
+from ledger.domain.events import AccountOpened, LedgerEvent, payment_stream
 from ledger.domain.payment import Payment
 from ledger.domain.transfer import Transfer
 from ledger.event_log import RecordedEvent
 from ledger.upcasters import EventMapper
 from ledger.writer import Head, Loaded, Wanted
-
-_NOTHING: Final[Mapping[str, LedgerAggregate]] = {}
 
 
 class Memory:
@@ -40,18 +37,19 @@ class Memory:
     def knows(self, stream: str) -> bool:
         return stream in self._known or stream in self._missing
 
-    def lacks(self, commands: Iterable[Command], upon: Mapping[str, LedgerAggregate] = _NOTHING) -> Wanted:
+    def lacks(self, commands: Iterable[Command], upon: Mapping[str, LedgerAggregate]) -> Wanted:
         """What is to be loaded before the commands can be decided on, as far as the commands alone tell.
 
         Streams in `upon` are there already: what was decided and is not in this memory yet.
         """
         wanted, known, missing = Wanted(), self._known, self._missing
         for command in commands:
-            for stream in streams_of(command):
+            streams = streams_of(command)
+            for stream in streams:
                 if stream not in known and stream not in missing and stream not in upon:
                     (wanted.last if stream.startswith("account/") else wanted.whole).add(stream)
             if type(command) in ACCOUNT_COMMANDS:
-                stream = account_stream(command.account_id)  # type: ignore[attr-defined]
+                stream = streams[0]
                 if stream in wanted.last:
                     wanted.first.add(stream)
                 elif isinstance(account := self.get(stream), Account) and account.opening is None:
@@ -59,7 +57,7 @@ class Memory:
                     wanted.first.add(stream)
         return wanted
 
-    def lacks_behind(self, commands: Iterable[Command], upon: Mapping[str, LedgerAggregate] = _NOTHING) -> Wanted:
+    def lacks_behind(self, commands: Iterable[Command], upon: Mapping[str, LedgerAggregate]) -> Wanted:
         """The same for the accounts of their payments, which are only known when the payments are."""
         wanted = Wanted()
         for command in commands:

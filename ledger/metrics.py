@@ -51,6 +51,7 @@ FIGURES: Final = (
     Figure("ledger_queue_commands", "Commands that wait to be decided."),
     Figure("ledger_queue_most_commands", "With so many waiting, the next one of a client is refused."),
     Figure("ledger_lost_races_total", "Batches decided twice because another server appended first."),
+    Figure("ledger_decided_ahead_total", "Batches that were decided while the one before was being recorded."),
     Figure("ledger_head_position", "The last position of the log that this process has seen."),
     Figure("ledger_clock_offset_seconds", "How far this machine's clock is ahead of the database's."),
     Figure("ledger_memory_streams", "Accounts, payments and transfers in the committer's memory."),

@@ -60,6 +60,7 @@ def readings(parts: Parts) -> Iterator[Reading]:
     yield Reading("ledger_queue_commands", committer.waiting)
     yield Reading("ledger_queue_most_commands", parts.settings.queue_most_commands)
     yield Reading("ledger_lost_races_total", committer.lost_races)
+    yield Reading("ledger_decided_ahead_total", committer.decided_ahead)
     yield Reading("ledger_head_position", committer.head.position)
     yield Reading("ledger_memory_streams", committer.remembered)
     if (offset_s := committer.clock_offset_s) is not None:

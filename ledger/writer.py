@@ -150,9 +150,9 @@ class Writer:
         columns = {"last": list(wanted.last), "first": list(wanted.first), "whole": list(wanted.whole)}
         return self._loaded([_LOAD[part] for part in columns if columns[part]], columns)
 
-    def load_newest(self, newest: int, accounts: int) -> Loaded:
-        """The last events of so many accounts at most, of those that so many of the newest events are about."""
-        loaded = self._loaded([SQL.load_newest], {"newest": newest, "accounts": accounts})
+    def load_newest(self, newest: int) -> Loaded:
+        """The last events of the accounts that so many of the newest events are about, in order of position."""
+        loaded = self._loaded([SQL.load_newest], {"newest": newest})
         loaded.last.sort(key=lambda event: event.id)
         return loaded
 

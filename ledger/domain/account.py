@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -103,32 +103,23 @@ class Account(LedgerAggregate):
         """
         self.require_currency(command.amount.currency_code)
         payee.require_currency(command.amount.currency_code)
-        amount, stream = command.amount.minor_units, payment_stream(command.payment_id)
+        amount = command.amount.minor_units
         declined = first_decline(
             (self, debit_blocked(self.state)),
             (payee, credit_blocked(payee.state)),
             (self, reserve_exceeds(self.state, amount)),
         )
+        asked = _asked(command, stamp)
+        event: PaymentAuthorized | PaymentDeclined
         if declined:
-            return Payment.born(stream, _decline(command, *declined, stamp), self._pending_events)  # type: ignore[arg-type]
-        authorized = PaymentAuthorized(
-            payment_id=command.payment_id,
-            payer_account_id=command.payer_account_id,
-            payee_account_id=command.payee_account_id,
-            amount=command.amount,
-            hold_for_text=None if command.hold_for is None else length_text(command.hold_for),
-            reference=command.reference,
-            metadata=command.metadata.copy(),
-            effective_at=command.effective_at,
-            expires_at=stamp.timestamp + (command.hold_for or HOLD_FOR_DEFAULT),
-            timestamp=stamp.timestamp,
-            actor=stamp.actor,
-            correlation_id=stamp.correlation_id,
-            command_position=stamp.command_position,
-        )
-        payment = Payment.born(stream, authorized, self._pending_events)  # type: ignore[arg-type]
-        cause = Cause(kind=_AUTHORIZATION, payment_id=command.payment_id)
-        self.reserve(amount, cause, command.effective_at, stamp)
+            account, reason = declined
+            event = PaymentDeclined(**asked, decline_reason=reason, declined_account_id=account.account_id)
+        else:
+            event = PaymentAuthorized(**asked, expires_at=stamp.timestamp + (command.hold_for or HOLD_FOR_DEFAULT))
+        payment = Payment.born(payment_stream(command.payment_id), event, self._pending_events)  # type: ignore[arg-type]
+        if not declined:
+            cause = Cause(kind=_AUTHORIZATION, payment_id=command.payment_id)
+            self.reserve(amount, cause, command.effective_at, stamp)
         return payment
 
     def set_credit_limit(self, limit: int, reason: str, stamp: Stamp) -> None:
@@ -249,17 +240,16 @@ class Account(LedgerAggregate):
         return InsufficientFunds(account_id=self.account_id, available=self.state.available, amount=amount)
 
 
-def _decline(command: AuthorizePayment, account: Account, reason: DeclineReason, stamp: Stamp) -> PaymentDeclined:
-    return PaymentDeclined(
-        payment_id=command.payment_id,
-        payer_account_id=command.payer_account_id,
-        payee_account_id=command.payee_account_id,
-        amount=command.amount,
-        hold_for_text=None if command.hold_for is None else length_text(command.hold_for),
-        reference=command.reference,
-        metadata=command.metadata.copy(),
-        effective_at=command.effective_at,
-        decline_reason=reason,
-        declined_account_id=account.account_id,
+def _asked(command: AuthorizePayment, stamp: Stamp) -> dict[str, Any]:
+    """The fields of a payment's first event that say what was asked, by whom and when."""
+    return {
+        "payment_id": command.payment_id,
+        "payer_account_id": command.payer_account_id,
+        "payee_account_id": command.payee_account_id,
+        "amount": command.amount,
+        "hold_for_text": None if command.hold_for is None else length_text(command.hold_for),
+        "reference": command.reference,
+        "metadata": command.metadata.copy(),
+        "effective_at": command.effective_at,
         **stamp.fields,
-    )
+    }

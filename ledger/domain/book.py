@@ -71,19 +71,11 @@ class Book:
     # --- by kind -----------------------------------------------------------------------------------------------------
 
     def account(self, account_id: str) -> Account:
-        found = self._take(account_stream(account_id))
-        if found is None:
-            raise AccountNotFound(account_id=account_id)
-        assert isinstance(found, Account)
-        return found
+        return _account(self._take(account_stream(account_id)), account_id)
 
     def peek(self, account_id: str) -> Account:
         """An account that is looked at only: it is not to be changed."""
-        found = self.get(account_stream(account_id))
-        if found is None:
-            raise AccountNotFound(account_id=account_id)
-        assert isinstance(found, Account)
-        return found
+        return _account(self.get(account_stream(account_id)), account_id)
 
     def find_payment(self, payment_id: str) -> Payment | None:
         found = self._take(payment_stream(payment_id))
@@ -94,3 +86,10 @@ class Book:
         found = self._take(transfer_stream(transfer_id))
         assert found is None or isinstance(found, Transfer)
         return found
+
+
+def _account(found: LedgerAggregate | None, account_id: str) -> Account:
+    if found is None:
+        raise AccountNotFound(account_id=account_id)
+    assert isinstance(found, Account)
+    return found

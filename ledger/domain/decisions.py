@@ -93,7 +93,7 @@ def decide(command: Command, book: Book, stamp: Stamp) -> Outcome:
 
 
 def streams_of(command: Command) -> list[str]:
-    """The streams that a decision on the command looks at, as far as the command itself tells."""
+    """The streams that a decision on the command looks at, as far as it tells: first what it is about."""
     streams = _STREAMS_OF[type(command)](command)
     if command.preconditions:
         streams += [account_stream(each.account_id) for each in command.preconditions]

@@ -37,12 +37,12 @@ SELECT 3 AS part, e.position, e.stream, e.version, e.topic, e.recorded_at, e.sta
 FROM unnest(%(whole)b::text[]) AS wanted (stream),
      LATERAL (SELECT * FROM events WHERE events.stream = wanted.stream ORDER BY version OFFSET 0) AS e
 
--- load_newest: part 1, the last events of accounts, of those that the newest events are about
+-- load_newest: part 1, the last events of the accounts that the newest events are about
 SELECT 1 AS part, e.position, e.stream, e.version, e.topic, e.recorded_at, e.state
 FROM (SELECT stream, max(version) AS version
-      FROM (SELECT stream, version, position FROM events ORDER BY position DESC LIMIT %(newest)s) AS newest
+      FROM (SELECT stream, version FROM events ORDER BY position DESC LIMIT %(newest)s) AS newest
       WHERE stream LIKE 'account/%%'
-      GROUP BY stream ORDER BY max(position) DESC LIMIT %(accounts)s) AS last
+      GROUP BY stream) AS last
      JOIN events AS e USING (stream, version)
 
 -- moved: the streams that got events after a position

@@ -167,7 +167,7 @@ def serve(dsn: str, ledger: str) -> Iterator[Callable[..., Desk]]:
 
 _PROCESS: Final = """
 import pickle, sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import timedelta
 from threading import Lock
 from time import sleep

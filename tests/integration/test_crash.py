@@ -665,7 +665,7 @@ def test_a_process_is_killed_in_the_middle_of_a_large_batch(
     elsewhere = serve()
     prepare(elsewhere)
     elsewhere.do(transfer("seed", leg("bank", "alice", 10**6)))
-    chance = random.Random(5)
+    chance, cut = random.Random(5), 0
     for number in range(ROUNDS):
         desk, before = serve_in_process(), head(session)
         batch = [
@@ -681,12 +681,13 @@ def test_a_process_is_killed_in_the_middle_of_a_large_batch(
         last = {events[-1].position: events[-1] for events in commands_of(check_log(dsn, ledger))}
         assert len({each.position for each in again}) == len(batch)
         assert all(last[each.position].recorded_at == each.recorded_at for each in again)
+        # What was done before is the beginning of the batch, and at least its first part.
         done_before = [each.replayed for each in again]
-        assert done_before == sorted(
-            done_before, reverse=True
-        )  # It is the beginning of the batch, and at least a part.
+        assert done_before == sorted(done_before, reverse=True)
         assert done_before[0]
+        cut += not done_before[-1]
         assert head(session) == before + 6 * 1_500
+    assert cut, "each of the batches was through when its process was killed"
 
 
 def test_a_process_that_is_killed_in_its_turn_leaves_the_turn_to_others(

@@ -150,6 +150,22 @@ def test_it_stands_when_the_answer_to_the_append_before_was_lost(
     check_log(dsn, ledger)
 
 
+@pytest.mark.parametrize("how", [Break.UNSENT, Break.HALF_SENT, Break.UNHEARD])
+def test_a_connection_that_is_cut_while_the_next_batch_is_looked_up_is_replaced(
+    dsn: str, ledger: str, serve: Serve, proxy: Proxy, stall: Serve, how: Break
+) -> None:
+    """Of the batch before nothing was sent yet: both are done, once, on a new connection."""
+    desk = serve(at=proxy.dsn)
+    desk.do(*WORLD)
+    proxy.break_at(b"payment/p", how)
+    turn, (earning, buying) = stall(desk, EARNS, BUYS)
+    assert proxy.broke.wait(FOREVER_S)
+    turn.release()
+    assert told(earning) == ["POSTED"]
+    assert told(buying) == ["AUTHORIZED", "CAPTURED", "CAPTURED"]
+    check_log(dsn, ledger)
+
+
 def test_what_waits_is_refused_when_the_database_goes_away(
     dsn: str, ledger: str, serve: Serve, proxy: Proxy, stall: Serve
 ) -> None:
