@@ -32,6 +32,7 @@ from ledger.outages import (
     ShuttingDown,
     WritesStopped,
 )
+from ledger.priority import go_first
 from ledger.ticket import Chunk, Queue, Result, Ticket
 from ledger.upcasters import EventMapper, UnreadableEvent
 from ledger.writer import (
@@ -195,6 +196,7 @@ class Committer:
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        log.debug("committer_started", ledger=self._ledger, goes_first=go_first())
         while self._next or self.waiting or not self._stopping:
             try:
                 self._serve_once()

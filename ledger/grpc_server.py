@@ -34,12 +34,12 @@ Free: TypeAlias = Callable[[], int]
 """How many more calls of an rpc would be let in now."""
 
 _ROOM: Final = 1_000
-_ROOM_WHILE_BUSY: Final = 64
+_ROOM_WHILE_BUSY: Final = 16
 """How many calls of an rpc may lie here until they are taken up; the core cuts off what comes beyond these and its own.
 
 Many for those that come at once. But where more come than are taken up, all that lies here only makes everybody wait:
 so what was used up of the room is there again when all is taken up, and until then as many places as there are for
-calls to be let in, or few for them to be refused.
+calls to be let in, of which those that are being read will take one each; or few, for them to be refused.
 """
 
 _AT_ONCE: Final = 0.0
@@ -150,7 +150,7 @@ class Incoming:
 class _Door:
     """Where the calls of one rpc come in, or those of no rpc that there is: their path is empty."""
 
-    __slots__ = ("asked", "called", "free", "path", "take")
+    __slots__ = ("asked", "called", "free", "path", "reading", "take")
 
     def __init__(self, path: str, take: Take | None, free: Free, called: Callable[[_Door, Any], None]) -> None:
         self.path: Final = path
@@ -159,6 +159,12 @@ class _Door:
         self.called: Final = partial(called, self)
         self.asked = 0
         """For how many calls the core was asked that were not taken up yet."""
+
+        self.reading: Final[set[Incoming]] = set()
+        """Calls that came since all was last taken up, and whose message has yet to: each is as good as let in.
+
+        Whoever has not sent it by the next time that all is taken up is slow, and keeps nobody out.
+        """
 
 
 class GrpcServer:
@@ -229,11 +235,13 @@ class GrpcServer:
             if event.completion_type == cygrpc.CompletionType.queue_timeout:
                 while self._used:
                     door = self._used.pop()
+                    door.reading.clear()
                     self._make_room(door, max(_ROOM, door.free()))
                 event = self._events.poll()
             else:
                 for door in self._used:
-                    if door.asked < (places := max(_ROOM_WHILE_BUSY, door.free())):
+                    places = max(_ROOM_WHILE_BUSY, door.free() - len(door.reading))
+                    if door.asked < places:
                         self._make_room(door, places)
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
                 return
@@ -264,7 +272,13 @@ class GrpcServer:
         if take is None:
             incoming.end(grpc.StatusCode.UNIMPLEMENTED.value[0], "Method not found!")
         elif self._refuse is None or not self._refuse(incoming):
-            incoming.read(lambda message: take(incoming, message))
+            door.reading.add(incoming)
+            incoming.read(partial(self._read, door, take, incoming))
+
+    @staticmethod
+    def _read(door: _Door, take: Take, incoming: Incoming, message: bytes | None) -> None:
+        door.reading.discard(incoming)
+        take(incoming, message)
 
 
 def _none() -> int:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 import grpc
@@ -20,6 +21,7 @@ from test_cli import turn_held
 
 from bench.load import Job
 from bench.programs import asked
+from bench.work import AUTHORIZE
 from ledger.limits import CALLS_MOST as CALLS_MOST_USUALLY
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, FreezeAccountRequest, GetAccountRequest
 
@@ -98,6 +100,20 @@ def test_as_many_as_are_let_in_are_never_cut_off(server: LedgerServer, tag: str,
     asked(Job("opening", [server.address], tag, 0, **{**of, "outstanding": 1}))
     result = asked(Job(kind, [server.address], tag, 5_000, **of, outstanding=CALLS_MOST_USUALLY))
     assert result.commands == 5_000
+
+
+def test_calls_that_never_say_what_they_ask_for_keep_nobody_out(server: LedgerServer, tag: str) -> None:
+    """More of them than are let in, and of the same rpc."""
+    of = {"ledger": server.ledger, "connections": 8, "accounts": 50}
+    asked(Job("opening", [server.address], tag, 0, **{**of, "outstanding": 1}))
+    never = Event()
+    with server.channel() as channel:
+        begin = channel.stream_unary(AUTHORIZE)
+        silent = [begin.future(iter(never.wait, True)) for _ in range(CALLS_MOST_USUALLY + 100)]
+        result = asked(Job("authorize", [server.address], tag, 5_000, **of, outstanding=CALLS_MOST_USUALLY))
+        assert result.commands == 5_000
+        assert not any(each.done() for each in silent)
+        never.set()
 
 
 def test_queries_are_answered_while_commands_have_taken_all_their_places(narrow: LedgerServer, tag: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import threading
@@ -43,6 +44,7 @@ from ledger.domain.decisions import Outcome
 from ledger.domain.errors import BatchAborted, DeclinedInBatch, Refusal
 from ledger.domain.events import AccountKind, FreezeScope
 from ledger.outages import QueueFull, ShuttingDown, WritesStopped
+from ledger.priority import go_first
 from ledger.ticket import EVENTS_PER_APPEND, Mode
 
 Serve = Callable[..., Any]
@@ -1255,6 +1257,25 @@ def test_a_lost_tail_is_noticed_though_others_wrote_since(
 
 
 # --- a committer's life ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+def test_it_goes_first_where_it_may(ledger: str, serve: Serve) -> None:
+    """All wait for it: the thread that takes calls, to refuse what is too much, must not keep it from deciding."""
+    serve()
+    (thread,) = (each for each in threading.enumerate() if each.name == f"committer-{ledger}")
+
+    def first() -> int:
+        go_first()
+        return priority_of(threading.get_native_id())
+
+    with ThreadPoolExecutor(1) as another:
+        assert priority_of(thread.native_id) == another.submit(first).result()
+
+
+def priority_of(thread_id: int | None) -> int:
+    assert thread_id is not None
+    return os.getpriority(os.PRIO_PROCESS, thread_id)
 
 
 def test_a_committer_that_stops_finishes_what_waits(dsn: str, ledger: str, serve: Serve, hold_turn: Serve) -> None:

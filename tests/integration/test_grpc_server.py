@@ -24,21 +24,26 @@ REFUSED: Final = StatusCode.RESOURCE_EXHAUSTED
 UNKNOWN: Final = StatusCode.UNIMPLEMENTED
 
 
-class Halting:
-    """Refuses every call, and stops the server's thread at some of them until it is told to go on."""
+def refuse(incoming: Incoming, _message: bytes | None = None) -> bool:
+    incoming.end(REFUSED.value[0])
+    return True
 
-    def __init__(self, *at: int) -> None:
+
+class Halting:
+    """Stops the server at some calls until it is told to go on, and refuses those from some number on unread."""
+
+    def __init__(self, *at: int, unread_from: int) -> None:
         self.halts: Final = {number: (Event(), Event()) for number in at}
-        self._seen = 0
+        self.seen = 0
+        self._unread_from: Final = unread_from
 
     def __call__(self, incoming: Incoming) -> bool:
-        self._seen += 1
-        if self._seen in self.halts:
-            reached, told = self.halts[self._seen]
+        self.seen += 1
+        if self.seen in self.halts:
+            reached, told = self.halts[self.seen]
             reached.set()
             assert told.wait(WAIT_S)
-        incoming.end(REFUSED.value[0])
-        return True
+        return self.seen >= self._unread_from and refuse(incoming)
 
     def reached(self, number: int) -> None:
         """Return when it has stopped there."""
@@ -49,8 +54,19 @@ class Halting:
 
 
 @pytest.fixture
-def halting() -> Halting:
-    return Halting(1, 1_000)
+def before() -> int:
+    """How many calls come before the first at which the server's thread stops."""
+    return 0
+
+
+@pytest.fixture
+def unread_from() -> int:
+    return 1
+
+
+@pytest.fixture
+def halting(before: int, unread_from: int) -> Halting:
+    return Halting(before + 1, before + 1_000, unread_from=unread_from)
 
 
 @pytest.fixture
@@ -60,21 +76,27 @@ def free() -> int:
 
 
 @pytest.fixture
-def call(halting: Halting, free: int) -> Iterator[Any]:
-    """Makes a call to a server with the limits of ours, which knows METHOD and OTHER."""
+def channel(halting: Halting, free: int) -> Iterator[grpc.Channel]:
+    """To a server with the limits of ours, which knows METHOD and OTHER."""
     options = [
         ("grpc.server.max_pending_requests", PENDING_MOST),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MOST),
     ]
-    server = GrpcServer({METHOD: lambda *_: None, OTHER: lambda *_: None}, options, halting, {METHOD: lambda: free})
+    server = GrpcServer({METHOD: refuse, OTHER: refuse}, options, halting, {METHOD: lambda: free})
     port = server.add_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        rpcs = {path: channel.unary_unary(path) for path in (METHOD, OTHER, NONE)}
-        yield lambda path=METHOD: rpcs[path].future(b"", timeout=WAIT_S)
+        yield channel
     for number in halting.halts:
         halting.go_on(number)
     asyncio.run(server.stop(1))
+
+
+@pytest.fixture
+def call(channel: grpc.Channel) -> Any:
+    """Makes a call."""
+    rpcs = {path: channel.unary_unary(path) for path in (METHOD, OTHER, NONE)}
+    return lambda path=METHOD: rpcs[path].future(b"", timeout=WAIT_S)
 
 
 def cut_off(calls: list[Any]) -> int:
@@ -87,11 +109,11 @@ def until_arrived(calls: list[Any]) -> list[Any]:
     return calls[:-100]
 
 
-@pytest.mark.parametrize(("free", "places"), [(0, 64), (10, 64), (500, 500)])
+@pytest.mark.parametrize(("free", "places"), [(0, 16), (10, 16), (500, 500)])
 def test_there_is_room_for_many_at_once_and_for_few_while_more_come_than_are_taken_up(
     halting: Halting, call: Any, places: int
 ) -> None:
-    """After a rest for 1,000; then, until all is taken up, for those who would be let in, or for 64.
+    """After a rest for 1,000; then, until all is taken up, for those who would be let in, or for 16.
 
     Beside what the core keeps by itself.
     """
@@ -111,6 +133,46 @@ def test_there_is_room_for_many_at_once_and_for_few_while_more_come_than_are_tak
 
     after = [call() for _ in range(1_000)]
     assert {each.code() for each in after} == {REFUSED}
+
+
+@pytest.mark.parametrize(("free", "unread_from"), [(500, 10_000)])
+def test_calls_that_are_being_read_are_as_good_as_let_in(halting: Halting, call: Any) -> None:
+    """So for others there are no places that they would take: who is over is refused while waiting is short."""
+    at_once = [call() for _ in range(3_000)]
+    halting.reached(1)
+    until_arrived(at_once)
+    halting.go_on(1)
+
+    halting.reached(1_000)  # 1,000 have come and none is read yet.
+    meanwhile = [call() for _ in range(2_000)]
+    arrived_meanwhile = until_arrived(meanwhile)
+    halting.go_on(1_000)
+    assert {each.code() for each in at_once + meanwhile} == {CUT_OFF, REFUSED}
+    assert len(arrived_meanwhile) - 16 - cut_off(arrived_meanwhile) <= 2 * PENDING_MOST
+
+
+@pytest.mark.parametrize(("free", "before", "unread_from"), [(500, 602, 603)])
+def test_calls_that_never_send_a_message_keep_nobody_out(halting: Halting, channel: grpc.Channel, call: Any) -> None:
+    """Once all is taken up, their places are free again, however many they are."""
+    never = Event()
+    begin = channel.stream_unary(METHOD)
+    silent = [begin.future(iter(never.wait, True), timeout=2 * WAIT_S) for _ in range(600)]
+    eventually(lambda: halting.seen == 600)
+    for _ in range(2):  # When the second comes, all was taken up after the first.
+        assert call(OTHER).code() is REFUSED
+
+    at_once = [call() for _ in range(3_000)]
+    halting.reached(603)
+    until_arrived(at_once)
+    halting.go_on(603)
+    halting.reached(1_602)
+    meanwhile = [call() for _ in range(2_000)]
+    arrived_meanwhile = until_arrived(meanwhile)
+    halting.go_on(1_602)
+    assert {each.code() for each in at_once + meanwhile} == {CUT_OFF, REFUSED}
+    assert len(arrived_meanwhile) - 500 - cut_off(arrived_meanwhile) >= -2 * PENDING_MOST
+    assert not any(each.done() for each in silent)
+    never.set()
 
 
 @pytest.mark.parametrize("flooded", [METHOD, NONE])
