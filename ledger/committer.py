@@ -6,9 +6,8 @@ replays and refusals included: a batch that records nothing still checks that th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -81,27 +80,6 @@ class Work:
 
     chunks: list[Chunk]
     ahead: Decided | None = None
-
-
-@contextmanager
-def meanwhile(step: Callable[[], None]) -> Iterator[None]:
-    """Have a step done in a thread of its own; what it raises is raised at the end of the block, which waits for it."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            step()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = Thread(target=run, name="append", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-        if raised:
-            raise raised.pop()  # Not kept here: its traceback has this frame, which would close a circle.
 
 
 class Committer:
@@ -310,14 +288,10 @@ class Committer:
 
     def _append(self, writer: Writer, decided: Decided) -> None:
         """Record what was decided; meanwhile decide what comes next, if that is a batch."""
-        append = partial(writer.append, decided.before, decided.rows, decided.after.recorded_at)
         ahead = self._take_ahead(decided)
+        meanwhile = partial(self._decide_ahead, ahead, decided) if ahead else None
         try:
-            if ahead:
-                with meanwhile(append):
-                    self._decide_ahead(ahead, decided)
-            else:
-                append()
+            writer.append(decided.before, decided.rows, decided.after.recorded_at, meanwhile)
         except AppendUnknown as error:
             self._settle(writer, decided, error)
 

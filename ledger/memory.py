@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from ledger.domain.account import Account
 from ledger.domain.aggregate import LedgerAggregate
 from ledger.domain.commands import Command
-from ledger.domain.decisions import ACCOUNT_COMMANDS, PAYMENT_COMMANDS, streams_behind, streams_of
+from ledger.domain.decisions import ACCOUNT_COMMANDS, CHANGES_OF_PAYMENTS, streams_behind, streams_of
 from ledger.domain.events import AccountOpened, LedgerEvent, payment_stream
 from ledger.domain.payment import Payment
 from ledger.domain.transfer import Transfer
@@ -61,7 +61,7 @@ class Memory:
         """The same for the accounts of their payments, which are only known when the payments are."""
         wanted = Wanted()
         for command in commands:
-            if type(command) in PAYMENT_COMMANDS:
+            if type(command) in CHANGES_OF_PAYMENTS:
                 stream = payment_stream(command.payment_id)  # type: ignore[attr-defined]
                 payment = upon.get(stream) or self.get(stream)
                 if isinstance(payment, Payment):

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, cast
 
 import psycopg
+from psycopg.abc import RV, PQGen
 from psycopg.errors import Diagnostic, UniqueViolation
 from psycopg.rows import TupleRow
+from psycopg.waiting import Wait
 
 from ledger.event_log import SQL, RecordedEvent, append_columns, recorded_event
-from ledger.postgres import Role, as_login, connect
+from ledger.postgres import Role, as_login, connection_settings
 from ledger.upcasters import LogRow
 
 READ_ONLY: Final = "25006"
@@ -89,12 +91,36 @@ class Loaded:
     whole: list[RecordedEvent]
 
 
+class _Connection(psycopg.Connection[TupleRow]):
+    """A connection that has something done while the database is at work, in the thread that waits for it."""
+
+    meanwhile: Callable[[], None] | None = None
+    """Called once, as soon as a statement has been sent."""
+
+    def wait(self, gen: PQGen[RV], *options: Any, **more: Any) -> RV:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        return super().wait(gen if meanwhile is None else _sent(gen, meanwhile), *options, **more)
+
+
+def _sent(steps: PQGen[RV], meanwhile: Callable[[], None]) -> PQGen[RV]:
+    """The same steps, with a call before an answer is first waited for: all is sent then, and nothing to be read."""
+    try:
+        state = next(steps)
+        while state != Wait.R:
+            state = steps.send((yield state))
+    except StopIteration as ended:
+        return cast(RV, ended.value)
+    meanwhile()
+    return (yield from steps)  # It is not told that anything is ready, and says again what it waits for.
+
+
 class Writer:
     """One connection. Any psycopg error other than those documented means that the connection is to be given up."""
 
     def __init__(self, dsn: str, ledger: str, clock: Callable[[], datetime]) -> None:
         self._dsn, self._ledger = dsn, ledger
-        self._connection: psycopg.Connection[TupleRow] = connect(dsn, ledger, "ledger-writer", Role.WRITER)
+        settings = connection_settings(dsn, ledger, "ledger-writer", Role.WRITER)
+        self._connection: _Connection = _Connection.connect(autocommit=True, **settings)
         self._clock = clock
         self.clock_offset_s = 0.0
         """How far this machine's clock is ahead of the database's, when last compared."""
@@ -171,8 +197,16 @@ class Writer:
         """The streams that got events after `position`."""
         return {stream for (stream,) in self._connection.execute(SQL.moved, {"after": position})}
 
-    def append(self, head: Head, rows: Sequence[LogRow], recorded_at: datetime) -> None:
+    def append(
+        self,
+        head: Head,
+        rows: Sequence[LogRow],
+        recorded_at: datetime,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
         """Record events, at least one, at the positions right after `head`, in one statement.
+
+        `meanwhile`, which must not raise, is called when they are on their way, and before what came of it is read.
 
         Raises HeadMoved if somebody else appended after `head`, LogLostTail if `head` is not in the log any more,
         NotWritten if it failed without a trace, AppendUnknown if that can't be told. Inside `turn()`, what was appended
@@ -180,6 +214,7 @@ class Writer:
         """
         self._warned = False
         columns = append_columns(rows) | _columns(head) | {"recorded_at": recorded_at}
+        self._connection.meanwhile = meanwhile
         try:
             recorded = self._connection.execute(SQL.append, columns).rowcount
         except UniqueViolation as error:
@@ -188,6 +223,8 @@ class Writer:
             if error.sqlstate in NOT_WRITTEN:
                 raise NotWritten(error.sqlstate) from error
             raise AppendUnknown from error
+        finally:
+            self._connection.meanwhile = None
         if self._warned:
             raise NotReplicated
         if recorded != len(rows):

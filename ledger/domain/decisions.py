@@ -101,7 +101,7 @@ def streams_of(command: Command) -> list[str]:
 
 
 def streams_behind(payment: Payment) -> list[str]:
-    """The streams that a decision on an existing payment looks at besides its own."""
+    """The streams that a decision to change a payment looks at besides its own."""
     return [account_stream(payment.request.payer_account_id), account_stream(payment.request.payee_account_id)]
 
 
@@ -338,13 +338,13 @@ def _stream_of_account(command: Any) -> list[str]:
 ACCOUNT_COMMANDS: Final[frozenset[type[Command]]] = frozenset(
     {OpenAccount, SetCreditLimit, FreezeAccount, UnfreezeAccount, CloseAccount}
 )
-PAYMENT_COMMANDS: Final[frozenset[type[Command]]] = frozenset(
-    {AuthorizePayment, IncrementAuthorization, CapturePayment, VoidPayment, ExpireAuthorization, RefundPayment}
+CHANGES_OF_PAYMENTS: Final[frozenset[type[Command]]] = frozenset(
+    {IncrementAuthorization, CapturePayment, VoidPayment, ExpireAuthorization, RefundPayment}
 )
 
 _STREAMS_OF: Final[dict[type[Command], Callable[[Any], list[str]]]] = {
     **dict.fromkeys(ACCOUNT_COMMANDS, _stream_of_account),
-    **dict.fromkeys(PAYMENT_COMMANDS, _stream_of_payment),
+    **dict.fromkeys(CHANGES_OF_PAYMENTS, _stream_of_payment),
     AuthorizePayment: _streams_of_authorization,
     PostTransfer: _streams_of_transfer,
 }

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import random
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -23,7 +19,6 @@ from test_committer import WORLD, fund, without_times
 from test_crash import end
 from unreliable_network import Break, Proxy
 
-from ledger.committer import meanwhile
 from ledger.domain.account import Account
 from ledger.domain.aggregate import Stamp
 from ledger.domain.commands import AuthorizePayment, Command
@@ -31,7 +26,6 @@ from ledger.domain.errors import Refusal
 from ledger.domain.events import AccountKind, FreezeScope, LedgerEvent
 from ledger.ticket import EVENTS_PER_APPEND, Result
 from ledger.upcasters import EventMapper
-from ledger.writer import HeadMoved
 
 Serve = Callable[..., Any]
 
@@ -239,26 +233,6 @@ def test_what_cannot_be_loaded_is_no_harm_to_what_comes_before(
     assert told(earning) == ["POSTED"]
     assert told(capturing) == ["refused INTERNAL"] * (1 + len(REFUSED))
     assert desk.answer(fund("alice", 1, "more")) == "POSTED"
-
-
-def test_an_append_that_fails_beside_a_decision_leaves_nothing_in_memory() -> None:
-    """Errors hold what they were raised from, and nothing waits here for Python's collector of circles."""
-
-    class Rows:
-        """What was to be recorded."""
-
-    def fail(_: Rows) -> None:
-        raise HeadMoved
-
-    rows = Rows()
-    held = weakref.ref(rows)
-    gc.disable()
-    try:
-        with suppress(HeadMoved), meanwhile(partial(fail, rows)):
-            del rows
-        assert held() is None
-    finally:
-        gc.enable()
 
 
 def test_commands_on_accounts_wait_for_their_turn(dsn: str, ledger: str, serve: Serve, stall: Serve) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -326,6 +328,55 @@ def test_an_append_after_a_head_that_is_not_there_records_nothing(
         with pytest.raises(LogLostTail), writer.turn():
             writer.append(Head(beyond, utc_now()), rows([event("account/b")]), utc_now())
     assert len(read_log(dsn, ledger)) == recorded
+
+
+def test_what_is_done_meanwhile_is_done_once_all_was_sent(dsn: str, write: Callable[..., Writer]) -> None:
+    """However much it is: the database is at work then, and nobody is in its way who has yet to be let go on."""
+    writer, other = write(), write()
+    seen: list[int] = []
+    for number in range(5):
+        with ExitStack() as turn:
+            turn.enter_context(other.turn())
+
+            def see(number: int = number, turn: ExitStack = turn) -> None:
+                seen.append(number)
+                if number != 2:  # The third time the statement is prepared first, and that is all that was sent.
+                    eventually(lambda: waits(dsn, writer.backend_pid))
+                turn.close()
+
+            large = ("account/a", number + 1, "AccountOpened", bytes(2**23))
+            writer.append(writer.head(), [large], utc_now(), see)
+    assert seen == [0, 1, 2, 3, 4]
+    assert writer.head().position == 5
+
+
+@pytest.mark.parametrize("why", ["recorded", "moved", "lost"])
+def test_of_what_was_done_meanwhile_nothing_stays_in_memory(write: Callable[..., Writer], why: str) -> None:
+    """Not even until the collector of circles comes by: an error holds what it was raised from."""
+    writer = write()
+    writer.append(Head(), rows([event()]), utc_now())
+    head = Head() if why == "moved" else writer.head()
+    done: list[str] = []
+
+    class Step:
+        """What is done meanwhile."""
+
+        def __call__(self) -> None:
+            done.append(why)
+
+    step = Step()
+    held = weakref.ref(step)
+    if why == "lost":
+        writer.close()
+    gc.disable()
+    try:
+        with suppress(HeadMoved, AppendUnknown):
+            writer.append(head, rows([event("account/b")]), utc_now(), step)
+        del step
+        assert held() is None
+    finally:
+        gc.enable()
+    assert done == ([] if why == "lost" else [why])
 
 
 def test_an_append_without_a_turn_to_take_records_nothing(
