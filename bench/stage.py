@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from ledger.audit.keys import KeyFiles
 from ledger.cli import prepare
 from ledger.embedded import EmbeddedPostgres
 from ledger.postgres import connect
+from ledger.priority import go_first
 
 _SETTINGS: Final = (
     "server_version",
@@ -182,12 +184,15 @@ def surroundings(stage: Stage) -> dict[str, str]:
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
     with psycopg.connect(stage.dsn) as connection:
         shown = {name: str((connection.execute(f"SHOW {name}").fetchone() or ("?",))[0]) for name in _SETTINGS}
+    with ThreadPoolExecutor(1) as another:  # It stays as it gets.
+        goes_first = another.submit(go_first).result()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
     return {
         "cores": str(os.cpu_count()),
         "processor": model,
         "load average of the machine": f"{os.getloadavg()[0]:.1f}",
         "system": platform.platform(),
+        "the thread that decides goes first": "yes" if goes_first else "no, that is not allowed here",
         "python": platform.python_version(),
         "grpcio": version("grpcio"),
         "psycopg": version("psycopg"),
