@@ -92,6 +92,11 @@ class Machine(RuleBasedStateMachine):
     def transfer(self, step: Any, terms: Terms, tick: int) -> None:
         self._send(step, terms, tick)
 
+    @rule(step=drawing.COMMANDS, elsewhere=drawing.BOOLEANS)
+    def ask_in_vain(self, step: Any, elsewhere: bool) -> None:
+        """Of a ledger that is not there, or on a condition that does not hold: that is rare where terms are drawn."""
+        self._send(step, Terms(ledger="none") if elsewhere else Terms(conditions=[("alice", 1)]), 0)
+
     @rule(steps=drawing.BATCHES, mode=drawing.MODES, dry=drawing.RARELY)
     def batch(self, steps: Any, mode: int, dry: bool) -> None:
         self.talk.await_sweeper()
