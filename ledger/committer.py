@@ -134,8 +134,6 @@ class Committer:
         self._thread.join(STOP_S)
         if self._thread.is_alive():
             log.error("commit_left_behind", ledger=self._ledger)
-        else:
-            self._refuse_all()  # what slipped in while the thread ended
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a ticket. Raises the Outage that stands in the way, at once, if one does."""
@@ -174,7 +172,8 @@ class Committer:
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        log.debug("committer_started", ledger=self._ledger, goes_first=go_first())
+        goes_first = go_first()
+        log.debug("committer_started", ledger=self._ledger, goes_first=goes_first)
         while self._next or self.waiting or not self._stopping:
             try:
                 self._serve_once()
@@ -183,6 +182,8 @@ class Committer:
                 self._memory.forget_all()
                 self._lose_database()
                 sleep(_RECONNECT_S)
+        self._queue.close()
+        self._refuse_all()  # What slipped in just now. Nothing does any more.
         self._disconnect()
 
     def _serve_once(self) -> None:

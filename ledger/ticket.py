@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeAlias
 from ledger.domain.commands import Command, PostTransfer
 from ledger.domain.decisions import Outcome
 from ledger.domain.errors import Refusal
-from ledger.outages import QueueFull
+from ledger.outages import QueueFull, ShuttingDown
 
 Result: TypeAlias = Outcome | Refusal
 
@@ -95,6 +95,7 @@ class Queue:
         self._batches: deque[Ticket] = deque()
         self._after_clients: deque[Ticket] = deque()
         self._changed = Condition()
+        self._closed = False
         self._taken = 0
         self._enough = 1
         """With how many commands `take` is woken: a thread that is woken for each would cost more than it decides."""
@@ -104,8 +105,10 @@ class Queue:
         return self._waiting + self._waiting_after
 
     def put(self, ticket: Ticket) -> None:
-        """Queue a ticket; raise QueueFull if there is no room for all its commands."""
+        """Queue a ticket; raise QueueFull if there is no room for all its commands, ShuttingDown if it is closed."""
         with self._changed:
+            if self._closed:
+                raise ShuttingDown
             if ticket.after_clients:
                 self._waiting_after += len(ticket.commands)
                 self._after_clients.append(ticket)
@@ -117,6 +120,11 @@ class Queue:
             (self._singles if len(ticket.commands) == 1 else self._batches).append(ticket)
             if self._waiting >= self._enough or self._batches:
                 self._changed.notify()
+
+    def close(self) -> None:
+        """Let nothing in any more. What waits is still there."""
+        with self._changed:
+            self._closed = True
 
     def interrupt(self) -> None:
         """Make `take` return, with nothing if nothing waits."""

@@ -45,7 +45,7 @@ from ledger.domain.errors import BatchAborted, DeclinedInBatch, Refusal
 from ledger.domain.events import AccountKind, FreezeScope
 from ledger.outages import QueueFull, ShuttingDown, WritesStopped
 from ledger.priority import go_first
-from ledger.ticket import EVENTS_PER_APPEND, Mode
+from ledger.ticket import EVENTS_PER_APPEND, Mode, Ticket
 
 Serve = Callable[..., Any]
 
@@ -1312,6 +1312,21 @@ def test_whatever_a_stopping_committer_took_is_answered(
     finally:
         sys.setswitchinterval(interval)
     check_log(dsn, ledger)
+
+
+def test_who_comes_when_a_committer_has_just_ended_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its look at whether that stops and its place in the queue."""
+    desk = serve()
+    put = desk.committer._queue.put
+
+    def put_late(ticket: Ticket) -> None:
+        desk.committer.stop()
+        put(ticket)
+
+    monkeypatch.setattr(desk.committer._queue, "put", put_late)
+    with pytest.raises(ShuttingDown):
+        desk.submit(open_account("a"))
+    assert not desk.committer.waiting
 
 
 def submit_until_refused(desk: Any) -> list[Future[Any]]:
