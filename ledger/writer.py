@@ -206,7 +206,8 @@ class Writer:
     ) -> None:
         """Record events, at least one, at the positions right after `head`, in one statement.
 
-        `meanwhile`, which must not raise, is called when they are on their way, and before what came of it is read.
+        `meanwhile` is called when they are on their way, and before what came of it is read. It must not raise, nor use
+        this writer.
 
         Raises HeadMoved if somebody else appended after `head`, LogLostTail if `head` is not in the log any more,
         NotWritten if it failed without a trace, AppendUnknown if that can't be told. Inside `turn()`, what was appended
