@@ -39,7 +39,8 @@ _ROOM_WHILE_BUSY: Final = 16
 
 Many for those that come at once. But where more come than are taken up, all that lies here only makes everybody wait:
 so what was used up of the room is there again when all is taken up, and until then as many places as there are for
-calls to be let in, of which those that are being read will take one each; or few, for them to be refused.
+calls to be let in, of which those that are being read will take one each; or few, for them to be refused. Who is
+answered may call again at once, and be there before this thread runs again: so it is seen to by whoever answers.
 """
 
 _AT_ONCE: Final = 0.0
@@ -61,16 +62,17 @@ class Incoming:
     To a client that has gone nothing more is sent, and that is no error.
     """
 
-    __slots__ = ("_begun", "_call", "_deadline", "_there", "_watched", "metadata", "path")
+    __slots__ = ("_begun", "_call", "_deadline", "_door", "_there", "_watched", "metadata", "path")
 
-    def __init__(self, event: Any, there: set[int], path: str) -> None:
+    def __init__(self, event: Any, there: set[int], door: _Door) -> None:
         """It is among those `there` until nobody holds it any more."""
         self._there: Final = there
         there.add(id(self))
         self._call: Final = event.call
         self._deadline: Final[float] = event.call_details.deadline
         self._begun = self._watched = False
-        self.path: Final = path
+        self._door: Final = door
+        self.path: Final = door.path
         """Of its rpc; empty if there is none of the name that it came with."""
         self.metadata: Final[Metadata] = event.invocation_metadata
 
@@ -131,6 +133,7 @@ class Incoming:
         self._finish(code=code, words=words, trailing=trailing)
 
     def _finish(self, *message: Any, code: int, words: str, trailing: Metadata) -> None:
+        self._door.keep_room()
         status = cygrpc.SendStatusFromServerOperation(trailing, code, words.encode(), 0)
         closing = () if self._watched else (cygrpc.ReceiveCloseOnServerOperation(0),)
         self._start((*self._beginning(), *message, status, *closing), _ignore)
@@ -150,21 +153,45 @@ class Incoming:
 class _Door:
     """Where the calls of one rpc come in, or those of no rpc that there is: their path is empty."""
 
-    __slots__ = ("asked", "called", "free", "path", "reading", "take")
+    __slots__ = ("_ask", "_asked", "_changing", "_free", "path", "reading", "take")
 
-    def __init__(self, path: str, take: Take | None, free: Free, called: Callable[[_Door, Any], None]) -> None:
+    def __init__(self, path: str, take: Take | None, free: Free, ask: Callable[[_Door], None]) -> None:
+        """`ask` asks the core for one call more; it raises ValueError once the server is told to stop."""
         self.path: Final = path
         self.take: Final = take
-        self.free: Final = free
-        self.called: Final = partial(called, self)
-        self.asked = 0
+        self._free: Final = free
+        self._ask: Final = ask
+        self._asked = 0
         """For how many calls the core was asked that were not taken up yet."""
+        self._changing: Final = threading.Lock()
 
         self.reading: Final[set[Incoming]] = set()
         """Calls that came since all was last taken up, and whose message has yet to: each is as good as let in.
 
         Whoever has not sent it by the next time that all is taken up is slow, and keeps nobody out.
         """
+
+    def open_wide(self) -> None:
+        """All is taken up: have all the room that there is."""
+        self.reading.clear()
+        self._have(max(_ROOM, self._free()))
+
+    def keep_room(self) -> None:
+        """Have the room that there is while calls are there that were not taken up. From any thread."""
+        places = max(_ROOM_WHILE_BUSY, self._free() - len(self.reading))
+        if self._asked < places:
+            self._have(places)
+
+    def _have(self, places: int) -> None:
+        with self._changing, suppress(ValueError):
+            while self._asked < places:
+                self._ask(self)
+                self._asked += 1
+
+    def taken_up(self) -> None:
+        """One of the calls that the core was asked for is here."""
+        with self._changing:
+            self._asked -= 1
 
 
 class GrpcServer:
@@ -188,7 +215,7 @@ class GrpcServer:
         for path in rpcs:
             self._server.register_method(path)
         takers: dict[str, Take | None] = {**rpcs, "": None}
-        self._used: Final = {_Door(path, take, free.get(path, _none), self._called) for path, take in takers.items()}
+        self._used: Final = {_Door(path, take, free.get(path, _none), self._ask) for path, take in takers.items()}
         """Those that may have less room than there is after a rest."""
         self._thread: Final = threading.Thread(target=self._serve, name="grpc", daemon=True)
         self._all_ended: Final = threading.Event()
@@ -234,15 +261,11 @@ class GrpcServer:
             event = self._events.poll(_AT_ONCE)
             if event.completion_type == cygrpc.CompletionType.queue_timeout:
                 while self._used:
-                    door = self._used.pop()
-                    door.reading.clear()
-                    self._make_room(door, max(_ROOM, door.free()))
+                    self._used.pop().open_wide()
                 event = self._events.poll()
             else:
                 for door in self._used:
-                    places = max(_ROOM_WHILE_BUSY, door.free() - len(door.reading))
-                    if door.asked < places:
-                        self._make_room(door, places)
+                    door.keep_room()
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
                 return
             try:
@@ -252,22 +275,19 @@ class GrpcServer:
             # A call that is over must not be kept by what is left here while the next event is waited for.
             del event
 
-    def _make_room(self, door: _Door, places: int) -> None:
-        """Ask for calls of an rpc until so many are asked for."""
-        with suppress(ValueError):  # The server was told to stop just now.
-            while door.asked < places:
-                if door.path:
-                    self._server.request_registered_call(self._events, self._events, door.path, door.called)
-                else:
-                    self._server.request_call(self._events, self._events, door.called)
-                door.asked += 1
+    def _ask(self, door: _Door) -> None:
+        called = partial(self._called, door)
+        if door.path:
+            self._server.request_registered_call(self._events, self._events, door.path, called)
+        else:
+            self._server.request_call(self._events, self._events, called)
 
     def _called(self, door: _Door, event: Any) -> None:
-        door.asked -= 1
+        door.taken_up()
         if not event.success:
             return  # The server stops, and a call that was asked for will not come.
         self._used.add(door)
-        incoming = Incoming(event, self._there, door.path)
+        incoming = Incoming(event, self._there, door)
         take = door.take
         if take is None:
             incoming.end(grpc.StatusCode.UNIMPLEMENTED.value[0], "Method not found!")

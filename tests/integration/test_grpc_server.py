@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ import pytest
 from checks import eventually
 from grpc import StatusCode
 
-from ledger.grpc_server import GrpcServer, Incoming
+from ledger.grpc_server import Free, GrpcServer, Incoming, Refuse, Take
 from ledger.server import PENDING_MOST
 
 METHOD: Final = "/test.Service/Any"
@@ -75,21 +76,30 @@ def free() -> int:
     return 0
 
 
-@pytest.fixture
-def channel(halting: Halting, free: int) -> Iterator[grpc.Channel]:
-    """To a server with the limits of ours, which knows METHOD and OTHER."""
+@contextmanager
+def serving(rpcs: dict[str, Take], halting: Halting, refusing: Refuse, free: dict[str, Free]) -> Iterator[grpc.Channel]:
+    """A channel to a server with the limits of ours. It goes on in the end wherever it halts."""
     options = [
         ("grpc.server.max_pending_requests", PENDING_MOST),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MOST),
     ]
-    server = GrpcServer({METHOD: refuse, OTHER: refuse}, options, halting, {METHOD: lambda: free})
+    server = GrpcServer(rpcs, options, refusing, free)
     port = server.add_port("127.0.0.1:0")
     server.start()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel
+    finally:
+        for number in halting.halts:
+            halting.go_on(number)
+        asyncio.run(server.stop(1))
+
+
+@pytest.fixture
+def channel(halting: Halting, free: int) -> Iterator[grpc.Channel]:
+    """To a server which knows METHOD and OTHER."""
+    with serving({METHOD: refuse, OTHER: refuse}, halting, halting, {METHOD: lambda: free}) as channel:
         yield channel
-    for number in halting.halts:
-        halting.go_on(number)
-    asyncio.run(server.stop(1))
 
 
 @pytest.fixture
@@ -173,6 +183,36 @@ def test_calls_that_never_send_a_message_keep_nobody_out(halting: Halting, chann
     assert len(arrived_meanwhile) - 500 - cut_off(arrived_meanwhile) >= -2 * PENDING_MOST
     assert not any(each.done() for each in silent)
     never.set()
+
+
+def test_who_is_answered_while_the_server_is_busy_can_call_again_at_once() -> None:
+    """Whoever answers sees to the room: the server's thread may not run before the next call is there."""
+    inside: list[Incoming] = []
+    halting = Halting(1, 1_000, unread_from=10_000)
+
+    def let_in(incoming: Incoming) -> bool:
+        halting(incoming)
+        if len(inside) == 500:
+            return refuse(incoming)
+        inside.append(incoming)
+        return True
+
+    with serving({METHOD: refuse}, halting, let_in, {METHOD: lambda: 500 - len(inside)}) as channel:
+        call = channel.unary_unary(METHOD)
+        at_once = [call.future(b"", timeout=WAIT_S) for _ in range(3_000)]
+        halting.reached(1)
+        until_arrived(at_once)
+        halting.go_on(1)
+
+        halting.reached(1_000)  # Nobody takes up calls, and 500 are inside.
+        while inside:
+            inside.pop().answer(b"")
+        again = [call.future(b"", timeout=WAIT_S) for _ in range(200)]
+        until_arrived([call.future(b"", timeout=WAIT_S) for _ in range(2_000)])
+        assert cut_off(again) == 0
+        halting.go_on(1_000)
+        eventually(lambda: len(inside) == 500)
+        inside.clear()
 
 
 @pytest.mark.parametrize("flooded", [METHOD, NONE])

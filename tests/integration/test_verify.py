@@ -452,7 +452,7 @@ SAID: Final = {
     ),
     "position 6 (account/shop, version 1): AccountOpened can't be read: nested too deeply": (
         "UPDATE events SET state = convert_to("
-        "'{\"class_version\":1,\"x\":' || repeat('[', 5000) || repeat(']', 5000) || '}', 'UTF8') WHERE position = 6"
+        "'{\"class_version\":1,\"x\":' || repeat('[', 100000) || repeat(']', 100000) || '}', 'UTF8') WHERE position = 6"
     ),
     "position 6 (account/shop, version 1): topic is NULL": (
         "ALTER TABLE events ALTER topic DROP NOT NULL; UPDATE events SET topic = NULL WHERE position = 6"
