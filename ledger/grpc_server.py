@@ -62,17 +62,17 @@ class Incoming:
     To a client that has gone nothing more is sent, and that is no error.
     """
 
-    __slots__ = ("_begun", "_call", "_deadline", "_door", "_there", "_watched", "metadata", "path")
+    __slots__ = ("_begun", "_call", "_deadline", "_keep_room", "_there", "_watched", "metadata", "path")
 
-    def __init__(self, event: Any, there: set[int], door: _Door) -> None:
-        """It is among those `there` until nobody holds it any more."""
+    def __init__(self, event: Any, there: set[int], path: str, keep_room: Callable[[], None]) -> None:
+        """It is among those `there` until nobody holds it any more. `keep_room` is called before it is ended."""
         self._there: Final = there
         there.add(id(self))
         self._call: Final = event.call
         self._deadline: Final[float] = event.call_details.deadline
         self._begun = self._watched = False
-        self._door: Final = door
-        self.path: Final = door.path
+        self._keep_room: Final = keep_room
+        self.path: Final = path
         """Of its rpc; empty if there is none of the name that it came with."""
         self.metadata: Final[Metadata] = event.invocation_metadata
 
@@ -133,7 +133,7 @@ class Incoming:
         self._finish(code=code, words=words, trailing=trailing)
 
     def _finish(self, *message: Any, code: int, words: str, trailing: Metadata) -> None:
-        self._door.keep_room()
+        self._keep_room()
         status = cygrpc.SendStatusFromServerOperation(trailing, code, words.encode(), 0)
         closing = () if self._watched else (cygrpc.ReceiveCloseOnServerOperation(0),)
         self._start((*self._beginning(), *message, status, *closing), _ignore)
@@ -177,13 +177,13 @@ class _Door:
         self._have(max(_ROOM, self._free()))
 
     def keep_room(self) -> None:
-        """Have the room that there is while calls are there that were not taken up. From any thread."""
+        """Have the room that there is while calls are there that were not taken up."""
         places = max(_ROOM_WHILE_BUSY, self._free() - len(self.reading))
         if self._asked < places:
             self._have(places)
 
     def _have(self, places: int) -> None:
-        with self._changing, suppress(ValueError):
+        with self._changing, suppress(ValueError):  # The server was told to stop.
             while self._asked < places:
                 self._ask(self)
                 self._asked += 1
@@ -264,8 +264,7 @@ class GrpcServer:
                     self._used.pop().open_wide()
                 event = self._events.poll()
             else:
-                for door in self._used:
-                    door.keep_room()
+                self._keep_room()
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
                 return
             try:
@@ -274,6 +273,11 @@ class GrpcServer:
                 log.exception("grpc_step_failed")
             # A call that is over must not be kept by what is left here while the next event is waited for.
             del event
+
+    def _keep_room(self) -> None:
+        """From any thread. Of every rpc: several share their places, and the next call may be another's."""
+        for door in tuple(self._used):
+            door.keep_room()
 
     def _ask(self, door: _Door) -> None:
         called = partial(self._called, door)
@@ -287,7 +291,7 @@ class GrpcServer:
         if not event.success:
             return  # The server stops, and a call that was asked for will not come.
         self._used.add(door)
-        incoming = Incoming(event, self._there, door)
+        incoming = Incoming(event, self._there, door.path, self._keep_room)
         take = door.take
         if take is None:
             incoming.end(grpc.StatusCode.UNIMPLEMENTED.value[0], "Method not found!")

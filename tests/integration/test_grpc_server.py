@@ -185,34 +185,54 @@ def test_calls_that_never_send_a_message_keep_nobody_out(halting: Halting, chann
     never.set()
 
 
-def test_who_is_answered_while_the_server_is_busy_can_call_again_at_once() -> None:
-    """Whoever answers sees to the room: the server's thread may not run before the next call is there."""
+@pytest.mark.parametrize("next_path", [METHOD, OTHER])
+def test_who_is_answered_while_the_server_is_busy_can_call_again_at_once(next_path: str) -> None:
+    """The same rpc or another that shares its places: the server's thread may not run before that call is there."""
     inside: list[Incoming] = []
-    halting = Halting(1, 1_000, unread_from=10_000)
+    halting = Halting(501, 1_500, unread_from=501)
+
+    def free() -> int:
+        return 500 - len(inside)
 
     def let_in(incoming: Incoming) -> bool:
-        halting(incoming)
-        if len(inside) == 500:
-            return refuse(incoming)
+        if halting(incoming):
+            return True
         inside.append(incoming)
         return True
 
-    with serving({METHOD: refuse}, halting, let_in, {METHOD: lambda: 500 - len(inside)}) as channel:
-        call = channel.unary_unary(METHOD)
-        at_once = [call.future(b"", timeout=WAIT_S) for _ in range(3_000)]
-        halting.reached(1)
+    rpcs = {METHOD: refuse, OTHER: refuse}
+    with serving(rpcs, halting, let_in, dict.fromkeys(rpcs, free)) as channel:
+        first, then = channel.unary_unary(METHOD), channel.unary_unary(next_path)
+        answered = [first.future(b"", timeout=WAIT_S) for _ in range(500)]
+        eventually(lambda: len(inside) == 500)
+        at_once = [then.future(b"", timeout=WAIT_S) for _ in range(3_000)]
+        halting.reached(501)
         until_arrived(at_once)
-        halting.go_on(1)
+        halting.go_on(501)
 
-        halting.reached(1_000)  # Nobody takes up calls, and 500 are inside.
+        halting.reached(1_500)  # The room is used up, and nobody takes up calls.
         while inside:
             inside.pop().answer(b"")
-        again = [call.future(b"", timeout=WAIT_S) for _ in range(200)]
-        until_arrived([call.future(b"", timeout=WAIT_S) for _ in range(2_000)])
-        assert cut_off(again) == 0
-        halting.go_on(1_000)
-        eventually(lambda: len(inside) == 500)
-        inside.clear()
+        assert {each.code() for each in answered} == {StatusCode.OK}
+        again = [then.future(b"", timeout=WAIT_S) for _ in range(200)]
+        until_arrived([then.future(b"", timeout=WAIT_S) for _ in range(2_000)])
+        halting.go_on(1_500)
+        assert {each.code() for each in again} == {REFUSED}
+
+
+def test_a_call_that_is_answered_after_the_server_has_stopped_is_over_and_harms_nobody() -> None:
+    """It was cut off. A step on what is closed would end the process."""
+    held: list[Incoming] = []
+
+    def hold(incoming: Incoming) -> bool:
+        held.append(incoming)
+        return True
+
+    with serving({METHOD: refuse}, Halting(unread_from=1), hold, {}) as channel:
+        waiting = channel.unary_unary(METHOD).future(b"", timeout=WAIT_S)
+        eventually(lambda: len(held) == 1)
+    held.pop().answer(b"")
+    assert waiting.code() is CUT_OFF
 
 
 @pytest.mark.parametrize("flooded", [METHOD, NONE])
