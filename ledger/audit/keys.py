@@ -83,8 +83,10 @@ class KeyFiles:
 
     def introduced(self) -> None:
         """A head by both keys is published: the next one is now in use."""
-        os.link(self.path, self._old_path(len(self._old()) + 1))
-        # First the public half: killed before the last line, the next signer finds the key still to be introduced.
+        old = self._old()
+        # Killed before the last line, the next signer finds the key still to be introduced, and the old one put away.
+        if not (old and old[-1].samefile(self.path)):
+            os.link(self.path, self._old_path(len(old) + 1))
         _write(self._public, f"{_read(self._next, self.name).public}\n")
         self._next.replace(self.path)
 

@@ -10,7 +10,7 @@ from psycopg import Connection
 
 from ledger.audit.keys import KeyFiles
 from ledger.audit.merkle import EMPTY_ROOT
-from ledger.audit.note import TreeHead, sign
+from ledger.audit.note import Note, NoteInvalid, PublicKey, TreeHead, sign
 from ledger.audit.signer import SQL, LogChanged, Signer
 from ledger.postgres import Role, connect
 
@@ -21,6 +21,8 @@ class NothingToAccept(Exception):
 
 def accept_restore(dsn: str, ledger: str, files: KeyFiles, reason: str, now: datetime) -> str:
     """Record that the log is not the one that was signed before, and let signing go on from it; return the note.
+
+    Of a run that was killed midway the next one finishes what it began: the note is then that run's.
 
     Raises NothingToAccept when it is that log, and what a Signer raises when something else is wrong.
     """
@@ -42,20 +44,27 @@ def _record(connection: Connection[Any], files: KeyFiles, reason: str, now: date
     newest = connection.execute(SQL.newest_head).fetchone()
     _, size, root, head_note, _ = newest or (0, 0, EMPTY_ROOT, None, None)
     key = files.key()
-    lines = [
-        f"{files.name}/break/1",
-        *_size_and_root(before.size, before.root),
-        *_size_and_root(size, bytes(root)),
-        now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        " ".join(reason.split()),
-    ]
-    note = sign("\n".join(lines) + "\n", [key])
-    last = connection.execute(SQL.last_break).fetchone()
-    with connection.transaction():
-        connection.execute(SQL.add_break, {"number": last[0] + 1 if last else 1, "note": note})
+    what = [f"{files.name}/break/1", *_size_and_root(before.size, before.root), *_size_and_root(size, bytes(root))]
+    number, last = connection.execute(SQL.last_break).fetchone() or (0, None)
+    # Recorded by a run that was killed before its end? It is one break, and must not look like two.
+    note = last if last is not None and _is_of(last, what, key.public) else None
+    if note is None:
+        when = now.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        note = sign("\n".join([*what, when, " ".join(reason.split())]) + "\n", [key])
+        with connection.transaction():
+            connection.execute(SQL.add_break, {"number": number + 1, "note": note})
     # From here on signing goes on; a crash before this line leaves it refused, and the command can be run again.
     files.keep_head(head_note or sign(TreeHead(files.name, 0, EMPTY_ROOT).text, [key]))
     return note
+
+
+def _is_of(note: str, what: list[str], key: PublicKey) -> bool:
+    """Whether a note of the database is this key's, and says that."""
+    try:
+        found = Note.parse(note)
+        return found.text.split("\n")[: len(what)] == what and bool(found.signers([key]))
+    except NoteInvalid:
+        return False
 
 
 def _size_and_root(size: int, root: bytes) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -16,13 +16,15 @@ from typing import Any, Final
 import psycopg
 import pytest
 from checks import eventually
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from read_side import History
 
 from ledger.audit import signer as signing
 from ledger.audit.keys import KeyFiles, KeyUnusable
 from ledger.audit.leaf import leaf_data
 from ledger.audit.merkle import leaf_hash, root_of
-from ledger.audit.note import Note, PublicKey, TreeHead, read_head
+from ledger.audit.note import Note, PublicKey, SigningKey, TreeHead, read_head
+from ledger.audit.note import sign as sign_note
 from ledger.audit.restore import NothingToAccept, accept_restore
 from ledger.audit.signer import LogChanged, SignedMeanwhile, Signer, SigningRefused
 from ledger.postgres import connect
@@ -293,6 +295,72 @@ def test_a_refusal_is_shown_and_ends_when_its_cause_does(
         accept_restore(dsn, ledger, files, "again", NOW)
 
 
+def test_a_break_that_a_killed_run_has_recorded_is_not_recorded_twice(
+    dsn: str, ledger: str, history: History, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """It would look like two. Whoever runs the command again finishes it, and is given the note as it was recorded."""
+    grow(history)
+    sign()
+    db.execute(OLDER_COPY)
+    db.execute("INSERT INTO events SELECT 'account/x', 1, 21, 'AccountFrozen', now(), '{}'")
+    with stopping_at(files, "tree.key.head"):
+        accept_restore(dsn, ledger, files, "the disk failed", NOW)
+    ((recorded,),) = db.execute("SELECT note FROM tree_breaks").fetchall()
+    with pytest.raises(LogChanged):
+        sign()
+
+    assert accept_restore(dsn, ledger, files, "once more", NOW) == recorded
+
+    assert db.execute("SELECT note FROM tree_breaks").fetchall() == [(recorded,)]
+    sign()
+    with pytest.raises(NothingToAccept):
+        accept_restore(dsn, ledger, files, "again", NOW)
+
+
+@pytest.mark.parametrize("damage", ["is somebody else's", "is of another log", "is no note"])
+def test_a_break_that_is_not_this_one_does_not_stand_for_it(
+    dsn: str,
+    ledger: str,
+    history: History,
+    files: KeyFiles,
+    sign: Callable[[], Signer],
+    db: psycopg.Connection[Any],
+    damage: str,
+) -> None:
+    """Whoever can write to the database may have put it there: signed or not, ours is recorded beside it."""
+    grow(history)
+    sign()
+    db.execute(OLDER_COPY)
+    db.execute("INSERT INTO events SELECT 'account/x', 1, 21, 'AccountFrozen', now(), '{}'")
+    with stopping_at(files, "tree.key.head"):
+        accept_restore(dsn, ledger, files, "the disk failed", NOW)
+    ((recorded,),) = db.execute("SELECT note FROM tree_breaks").fetchall()
+    stranger = SigningKey(files.name, Ed25519PrivateKey.generate())
+    text = Note.parse(recorded).text
+    planted = {
+        "is somebody else's": sign_note(text, [stranger]),
+        "is of another log": sign_note(text.replace("\n0\n", "\n1\n"), [files.key()]),
+        "is no note": "nothing",
+    }[damage]
+    assert planted != recorded
+    db.execute("UPDATE tree_breaks SET note = %s", [planted])
+
+    note = accept_restore(dsn, ledger, files, "the disk failed", NOW)
+
+    assert db.execute("SELECT note FROM tree_breaks ORDER BY number").fetchall() == [(planted,), (note,)]
+    assert note == recorded
+
+
+@contextmanager
+def stopping_at(files: KeyFiles, name: str) -> Iterator[None]:
+    """What is done meanwhile comes as far as to where it writes a file of that name, and no further."""
+    in_the_way = files.path.with_name(f"{name}.new")
+    in_the_way.mkdir()
+    with pytest.raises(IsADirectoryError):
+        yield
+    in_the_way.rmdir()
+
+
 class Running:
     """A signer in its thread."""
 
@@ -325,6 +393,23 @@ def test_a_new_key_is_introduced_by_a_head_of_both(
     assert files.path.with_name("tree.key.pub").read_text() == f"{new}\n"
     assert files.path.with_name("tree.key.old-1").exists()
     check_heads(db, [old, new])
+
+
+def test_a_key_that_a_killed_signer_had_put_away_is_not_put_away_twice(
+    history: History, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """The next one introduces the new key again."""
+    grow(history)
+    sign()
+    old, new = files.key(), files.prepare_next().public
+    with stopping_at(files, "tree.key.pub"):
+        sign()
+    assert files.key().public == old.public
+    sign()
+    assert files.key().public == new
+    assert files.path.with_name("tree.key.pub").read_text() == f"{new}\n"
+    assert [each.public for each in files.earlier_keys()] == [old.public]
+    check_heads(db, [old.public, new])
 
 
 def test_a_copy_from_before_a_new_key_is_accepted_and_the_key_introduced_again(
