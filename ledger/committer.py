@@ -21,6 +21,7 @@ import structlog
 from ledger.deciding import Decided, Decider
 from ledger.domain.commands import AuthorizePayment, PostTransfer
 from ledger.limits import MEMORY_MOST_STREAMS, QUEUE_MOST_COMMANDS
+from ledger.link import RECONNECT_S, Link
 from ledger.memory import Memory
 from ledger.outages import (
     DatabaseUnavailable,
@@ -33,28 +34,20 @@ from ledger.outages import (
 )
 from ledger.priority import go_first
 from ledger.ticket import Chunk, Queue, Result, Ticket
-from ledger.upcasters import EventMapper, UnreadableEvent
+from ledger.upcasters import EventMapper
 from ledger.writer import (
     READ_ONLY,
     AppendUnknown,
     Head,
     HeadMoved,
-    Loaded,
     LogLostTail,
     NotReplicated,
     NotWritten,
-    Wanted,
-    Writer,
 )
 
 CLOCK_OFF_S: Final = 5.0
-SETTLE_S: Final = 5.0
 STOP_S: Final = 2.5
-_MOVED_MOST: Final = 100_000
-_WARM_EVENTS: Final = 50_000
-CHECK_S: Final = 5.0
 _IDLE_CHECK_S: Final = 1.0
-_RECONNECT_S: Final = 0.2
 
 log = structlog.get_logger(__name__)
 
@@ -101,20 +94,16 @@ class Committer:
 
         Both are called in the committer's thread.
         """
-        self._dsn, self._ledger = dsn, ledger
-        self._clock, self._clock_off_most_s = clock, clock_off_most_s
+        self._ledger = ledger
         self._appended, self._committed = appended, committed
         mapper = EventMapper()
         self._memory = Memory(mapper, memory_most)
-        self._decider = Decider(self._memory, mapper, clock, self._load, ledger)
+        self._link = Link(dsn, ledger, self._memory, clock, clock_off_most_s)
+        self._decider = Decider(self._memory, mapper, clock, self._link.load, ledger)
         self._queue = Queue(queue_most)
         self._next: Work | None = None
         """What was taken from the queue ahead of its turn."""
-        self._writer: Writer | None = None
-        self._outage: Outage | None = DatabaseUnavailable()
-        self._stopped_for_good = False
         self._stopping = False
-        self._next_check = 0.0
         self._thread = Thread(target=self._run, name=f"committer-{ledger}", daemon=True)
         self.lost_races = 0
         """How many batches were decided twice because somebody else appended first."""
@@ -139,14 +128,15 @@ class Committer:
         """Queue a ticket. Raises the Outage that stands in the way, at once, if one does."""
         if self._stopping:
             raise ShuttingDown
-        if self._outage is not None:
-            raise self._outage.again()
+        outage = self._link.outage
+        if outage is not None:
+            raise outage.again()
         self._queue.put(ticket)
 
     @property
     def outage(self) -> Outage | None:
         """Why commands are refused now, or None while they are served."""
-        return self._outage
+        return self._link.outage
 
     @property
     def head(self) -> Head:
@@ -166,8 +156,7 @@ class Committer:
     @property
     def clock_offset_s(self) -> float | None:
         """How far this machine's clock is ahead of the database's, when last compared; None without a database."""
-        writer = self._writer
-        return None if writer is None else writer.clock_offset_s
+        return self._link.clock_offset_s
 
     # --- the thread --------------------------------------------------------------------------------------------------
 
@@ -180,24 +169,24 @@ class Committer:
             except Exception:  # If the thread just ended, callers would wait, and health would call it well.
                 log.exception("committer_failed", ledger=self._ledger)
                 self._memory.forget_all()
-                self._lose_database()
-                sleep(_RECONNECT_S)
+                self._link.lose()
+                sleep(RECONNECT_S)
         self._queue.close()
         self._refuse_all()  # What slipped in just now. Nothing does any more.
-        self._disconnect()
+        self._link.disconnect()
 
     def _serve_once(self) -> None:
         """Commit what waits, and look now and then whether all is well."""
-        if self._writer is None and not self._connect():
+        if not self._link.is_up and not self._link.connect():
             self._refuse_all()
             if not self._stopping:
-                sleep(_RECONNECT_S)
+                sleep(RECONNECT_S)
             return
         work, self._next = self._next or Work(self._queue.take(_IDLE_CHECK_S)), None
         if work.chunks:
             self._commit(work)
-        if not self._stopping and (not work.chunks or monotonic() > self._next_check):
-            self._guard(self._check)
+        if not self._stopping:
+            self._link.check(at_leisure=not work.chunks)
 
     def _commit(self, work: Work) -> None:
         """Decide, record and answer. Whatever fails, every chunk is answered."""
@@ -207,28 +196,28 @@ class Committer:
         except NotWritten as error:
             log.error("append_failed", ledger=self._ledger, why=str(error))
             if str(error) == READ_ONLY:
-                self._lose_database()  # the primary may be elsewhere by now
-            elif self._writer is not None and self._writer.is_lost:
-                self._disconnect()
+                self._link.lose()  # the primary may be elsewhere by now
+            elif self._link.is_up and self._link.writer.is_lost:
+                self._link.disconnect()
             results = _all(chunks, NotRecorded())
         except NotReplicated:
             log.error("append_not_replicated", ledger=self._ledger)
-            self._lose_database()
+            self._link.lose()
             results = _all(chunks, OutcomeUnknown())
         except OutcomeUnknown as outage:
             log.error("append_stays_unknown", ledger=self._ledger)
             results = _all(chunks, outage)
         except LogLostTail as error:
-            self._stop_writing(str(error))
+            self._link.stop_writing(str(error))
             results = _all(chunks, WritesStopped(why=str(error)))
         except psycopg.Error as error:
             log.warning("database_lost", ledger=self._ledger, error=str(error).strip())
-            self._lose_database()
+            self._link.lose()
             results = _all(chunks, DatabaseUnavailable())
         except Exception:
             log.exception("commit_failed", ledger=self._ledger)
             self._memory.forget_all()
-            self._disconnect()
+            self._link.disconnect()
             results = _all(chunks, Internal())
         self._answer(chunks, results)
         # What others are told, and what is tidied up, is not waited for by whoever asked.
@@ -255,22 +244,22 @@ class Committer:
         try:
             return self._decide_and_record(work)
         except psycopg.OperationalError:
-            self._lose_database()
-            if not self._connect():
+            self._link.lose()
+            if not self._link.connect():
                 raise
-            return self._decide_and_record(work) if self._outage is None else _all(work.chunks, self._outage.again())
+            outage = self._link.outage
+            return self._decide_and_record(work) if outage is None else _all(work.chunks, outage.again())
 
     def _decide_and_record(self, work: Work) -> list[list[Result]]:
         """Two tries at most: if somebody else appends first, the second try is made in our turn, when nobody can."""
-        writer = self._connected()
         try:
             decided = self._decide(work)
             if decided.rows:
-                self._append(writer, decided)
+                self._append(decided)
             elif not decided.checked:
-                self._require_head(writer.head())
+                self._link.require_head()
         except HeadMoved:
-            decided = self._decide_in_turn(writer, work.chunks)
+            decided = self._decide_in_turn(work.chunks)
         self._remember(decided)
         self.decided_ahead += decided is work.ahead and bool(decided.rows)
         return decided.results
@@ -287,14 +276,14 @@ class Committer:
             decided = self._decider.decide(work.chunks)
         return decided
 
-    def _append(self, writer: Writer, decided: Decided) -> None:
+    def _append(self, decided: Decided) -> None:
         """Record what was decided; meanwhile decide what comes next, if that is a batch."""
         ahead = self._take_ahead(decided)
         meanwhile = partial(self._decide_ahead, ahead, decided) if ahead else None
         try:
-            writer.append(decided.before, decided.rows, decided.after.recorded_at, meanwhile)
+            self._link.writer.append(decided.before, decided.rows, decided.after.recorded_at, meanwhile)
         except AppendUnknown as error:
-            self._settle(writer, decided, error)
+            self._link.settle(decided, error)
 
     def _take_ahead(self, upon: Decided) -> Work | None:
         """What comes next, if it is a batch that can be decided upon what is about to be recorded: all is loaded."""
@@ -317,172 +306,27 @@ class Committer:
         except Exception:
             log.exception("deciding_ahead_failed", ledger=self._ledger)  # It shows again in its turn.
 
-    def _decide_in_turn(self, writer: Writer, chunks: list[Chunk]) -> Decided:
-        decided, before = None, self._memory.head
+    def _decide_in_turn(self, chunks: list[Chunk]) -> Decided:
+        decided, before, writer = None, self._memory.head, self._link.writer
         self._memory.forget_missing()
         try:
             with writer.turn():
-                self._catch_up(writer)
+                self._link.catch_up()
                 self.lost_races += self._memory.head != before
                 decided = self._decider.decide(chunks)
                 if decided.rows:
                     writer.append(decided.before, decided.rows, decided.after.recorded_at)
         except AppendUnknown as error:
             assert decided is not None
-            self._settle(writer, decided, error)
+            self._link.settle(decided, error)
         return decided
-
-    def _settle(self, lost: Writer, decided: Decided, error: AppendUnknown) -> None:
-        """Return if what was decided is in the log after all; raise NotWritten if it isn't."""
-        head = decided.before.position
-        log.warning("append_unknown", ledger=self._ledger, head=head, error=repr(error.__cause__))
-        if not self._landed(lost, decided):
-            raise NotWritten("not in the log") from error
-
-    def _landed(self, lost: Writer, decided: Decided) -> bool:
-        """Whether what was decided is in the log; raise OutcomeUnknown if the database stays away."""
-        self._lose_database()
-        give_up = monotonic() + SETTLE_S
-        while True:
-            fresh = None
-            try:
-                fresh = Writer(self._dsn, self._ledger, self._clock)
-                landed = fresh.settle(lost, decided.before, decided.rows)
-            except (psycopg.Error, AppendUnknown, NotReplicated, NotWritten) as error:
-                if fresh is not None:
-                    fresh.close()
-                if monotonic() > give_up:
-                    raise OutcomeUnknown from error
-                sleep(_RECONNECT_S)
-            else:
-                self._writer, self._outage = fresh, None
-                log.info("append_settled", ledger=self._ledger, head=decided.before.position, recorded=landed)
-                return landed
 
     def _remember(self, decided: Decided) -> None:
         if decided.rows:
             self._memory.recorded(decided.book.changed, decided.after)
 
-    def _load(self, wanted: Wanted) -> bool:
-        """Load what is wanted, if anything; whether the head was seen to be the memory's."""
-        if not wanted:
-            return False
-        loaded = self._connected().load(wanted)
-        self._require_head(loaded.head)
-        self._memory.learn(wanted, loaded)
-        return True
-
-    # --- the log's head ----------------------------------------------------------------------------------------------
-
-    def _require_head(self, head: Head) -> None:
-        """Raise LogLostTail if the log ends before the memory's head or with another event, HeadMoved if after it."""
-        known = self._memory.head
-        if head.position < known.position:
-            raise LogLostTail(f"the log ends at position {head.position}, and this server has seen {known.position}")
-        if head.position > known.position:
-            raise HeadMoved
-        if head.recorded_at != known.recorded_at:
-            raise LogLostTail(f"position {known.position} of the log is not the event that this server has seen there")
-
-    def _catch_up(self, writer: Writer) -> None:
-        """Be at the head of the log: forget what others changed since."""
-        try:
-            self._require_head(head := writer.head())
-        except HeadMoved:
-            known = self._memory.head
-            if not writer.holds(known):
-                why = f"position {known.position} of the log is not the event that this server has seen there"
-                raise LogLostTail(why) from None
-            if head.position - known.position > _MOVED_MOST:
-                self._memory.forget_all()
-                self._memory.move_to(head, ())
-            else:
-                self._memory.move_to(head, writer.moved_since(known.position))
-
-    # --- the connection ----------------------------------------------------------------------------------------------
-
-    def _connected(self) -> Writer:
-        assert self._writer is not None
-        return self._writer
-
-    def _connect(self) -> bool:
-        """Connect and begin to serve, if all is well; whether it is."""
-        return not self._stopped_for_good and self._guard(self._begin)
-
-    def _begin(self) -> None:
-        self._writer, newest = Writer(self._dsn, self._ledger, self._clock), None
-        is_first = not self._memory.head.position
-        with self._writer.turn():
-            # A commit proves that this server takes writes, and that what is in the log is where it has to be: after
-            # a wait for a synchronous standby that was cancelled, the next one waits for all before it.
-            self._catch_up(self._writer)
-            if is_first:
-                newest = self._writer.load_newest(_WARM_EVENTS)
-        if newest:
-            self._warm_up(newest)
-        self._check_clock()
-
-    def _warm_up(self, newest: Loaded) -> None:
-        """Remember the accounts that moved last, before the first command asks for them."""
-        try:
-            self._memory.learn(Wanted(), newest)
-            self._memory.tidy()
-        except UnreadableEvent as error:  # Whoever asks for that account is told; others are served.
-            log.warning("warm_up_ended", ledger=self._ledger, why=str(error))
-
-    def _check(self) -> None:
-        """Now and then: whether the database is there, the log whole and the clock right."""
-        self._next_check = monotonic() + CHECK_S
-        if self._writer is not None:
-            self._writer.check_clock()
-            self._catch_up(self._writer)
-            self._check_clock()
-
-    def _check_clock(self) -> None:
-        """Serve only while this machine's clock is near the database's and not behind the log's."""
-        offset = self._connected().clock_offset_s
-        behind = (self._memory.head.recorded_at - self._clock()).total_seconds()
-        if abs(offset) > self._clock_off_most_s:
-            self._outage = WritesStopped(why=f"its clock is {offset:+.1f} s off the database's")
-        elif behind > self._clock_off_most_s:
-            self._outage = WritesStopped(why=f"its clock is {behind:.1f} s behind the last event of the log")
-        else:
-            if self._outage is not None:
-                log.info("serving_writes", ledger=self._ledger, head=self._memory.head.position)
-            self._outage = None
-
-    def _guard(self, step: Callable[[], None]) -> bool:
-        """Do a step in which nothing is recorded; on an error give the connection up. Whether it went well."""
-        try:
-            step()
-        except LogLostTail as error:
-            self._stop_writing(str(error))
-        except (psycopg.Error, AppendUnknown, NotReplicated) as error:
-            if not isinstance(self._outage, DatabaseUnavailable) or self._writer is not None:
-                log.warning("database_unavailable", ledger=self._ledger, error=str(error).strip())
-            self._lose_database()
-        else:
-            return True
-        return False
-
-    def _lose_database(self) -> None:
-        if not self._stopped_for_good:
-            self._outage = DatabaseUnavailable()
-        self._disconnect()
-
-    def _stop_writing(self, why: str) -> None:
-        log.critical("writes_stopped", ledger=self._ledger, why=why)
-        self._outage = WritesStopped(why=why)
-        self._stopped_for_good = True
-        self._disconnect()
-
-    def _disconnect(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
     def _refuse_all(self) -> None:
-        outage = ShuttingDown() if self._stopping else (self._outage or DatabaseUnavailable()).again()
+        outage = ShuttingDown() if self._stopping else (self._link.outage or DatabaseUnavailable()).again()
         if self._next:
             self._answer(self._next.chunks, _all(self._next.chunks, outage))
             self._next = None

@@ -144,9 +144,7 @@ class Desk:
     @property
     def backend(self) -> int:
         """The server process at the other end of its connection, for tests to kill. No one else has use for it."""
-        writer = self.committer._writer
-        assert writer is not None
-        return writer.backend_pid
+        return self.committer._link.writer.backend_pid
 
 
 @pytest.fixture
