@@ -78,7 +78,7 @@ def _open_account(request: account_pb2.OpenAccountRequest) -> OpenAccount:
         currency_code=request.currency_code,
         kind=_enum(_ACCOUNT_KINDS, request.kind, "kind"),
         credit_limit=_money(request.credit_limit) if request.HasField("credit_limit") else None,
-        metadata=_metadata(request),
+        metadata=dict(request.metadata),
         **_common(request),
     )
 
@@ -110,16 +110,15 @@ def _close_account(request: account_pb2.CloseAccountRequest) -> CloseAccount:
 
 
 def _authorize_payment(request: payment_pb2.AuthorizePaymentRequest) -> AuthorizePayment:
+    fields = _described(request)
+    if request.HasField("hold_for"):
+        fields["hold_for"] = duration(request.hold_for, "hold_for")
     return AuthorizePayment(
         payment_id=request.payment_id,
         payer_account_id=request.payer_account_id,
         payee_account_id=request.payee_account_id,
         amount=_money(request.amount),
-        hold_for=duration(request.hold_for, "hold_for") if request.HasField("hold_for") else None,
-        reference=request.reference,
-        metadata=_metadata(request),
-        effective_at=_effective_at(request),
-        **_common(request),
+        **fields,
     )
 
 
@@ -164,10 +163,7 @@ def _post_transfer(request: transfer_pb2.PostTransferRequest) -> PostTransfer:
             TransferLeg(from_account_id=leg.from_account_id, to_account_id=leg.to_account_id, amount=_money(leg.amount))
             for leg in request.legs
         ),
-        reference=request.reference,
-        metadata=_metadata(request),
-        effective_at=_effective_at(request),
-        **_common(request),
+        **_described(request),
     )
 
 
@@ -183,9 +179,16 @@ def _common(request: Any) -> dict[str, Any]:
     return common
 
 
-def _metadata(request: Any) -> dict[str, str]:
-    metadata = request.metadata
-    return dict(metadata) if metadata else {}  # to copy an empty map takes as long as to validate a field
+def _described(request: Any) -> dict[str, Any]:
+    """The same, and those that say more of what is to be done. What is not passed on has nothing to be validated."""
+    fields = _common(request)
+    if request.reference:
+        fields["reference"] = request.reference
+    if request.metadata:
+        fields["metadata"] = dict(request.metadata)
+    if request.HasField("effective_at"):
+        fields["effective_at"] = moment(request.effective_at, "effective_at")
+    return fields
 
 
 def _money(message: ledger_pb2.Money) -> Money:

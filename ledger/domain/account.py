@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from msgspec.structs import replace
 
@@ -70,6 +70,9 @@ class Account(LedgerAggregate):
         self.state = AccountState(
             currency_code="", kind=AccountKind.CUSTOMER, posted=0, reserved=0, credit_limit=0, status=AccountStatus.OPEN
         )
+
+    def _share(self, other: Self) -> None:
+        self.opening, self.state = other.opening, other.state
 
     @property
     def account_id(self) -> str:
@@ -251,5 +254,8 @@ def _asked(command: AuthorizePayment, stamp: Stamp) -> dict[str, Any]:
         "reference": command.reference,
         "metadata": command.metadata.copy(),
         "effective_at": command.effective_at,
-        **stamp.fields,
+        "timestamp": stamp.timestamp,
+        "actor": stamp.actor,
+        "correlation_id": stamp.correlation_id,
+        "command_position": stamp.command_position,
     }

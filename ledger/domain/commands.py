@@ -179,7 +179,7 @@ class OpenAccount(Command):
     currency_code: CurrencyCode
     kind: AccountKind = AccountKind.CUSTOMER
     credit_limit: Limit | None = None
-    metadata: Metadata = {}
+    metadata: Metadata = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _limit_fits(self) -> Self:
@@ -232,7 +232,7 @@ class AuthorizePayment(Command):
     amount: PositiveMoney
     hold_for: HoldFor | None = None
     reference: Text = ""
-    metadata: Metadata = {}
+    metadata: Metadata = Field(default_factory=dict)
     effective_at: EffectiveAt | None = None
 
     @model_validator(mode="after")
@@ -296,7 +296,7 @@ class PostTransfer(Command):
     transfer_id: Id
     legs: Annotated[tuple[InstanceOf[TransferLeg], ...], AfterValidator(_legs)]
     reference: Text = ""
-    metadata: Metadata = {}
+    metadata: Metadata = Field(default_factory=dict)
     effective_at: EffectiveAt | None = None
 
 

@@ -69,6 +69,10 @@ class Payment(LedgerAggregate):
         self.history: tuple[PaymentEvent, ...] = ()
         self.changes: dict[str, AuthorizationIncremented | PaymentCaptured | PaymentRefunded] = {}
 
+    def _share(self, other: Self) -> None:
+        self.request, self.amounts = other.request, other.amounts
+        self.history, self.changes = other.history, other.changes
+
     def add(self, event: PaymentEvent) -> None:
         """Apply a fact."""
         self.history += (event,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ledger.domain.aggregate import LedgerAggregate, Stamp
 from ledger.domain.commands import PostTransfer
@@ -42,6 +42,9 @@ class Transfer(LedgerAggregate):
 
     def __init__(self) -> None:
         pass
+
+    def _share(self, other: Self) -> None:
+        self.outcome = other.outcome
 
     @property
     def state(self) -> TransferState:

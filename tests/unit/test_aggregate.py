@@ -1,0 +1,48 @@
+"""What accounts, payments and transfers share: how they are copied."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+from domain import Ledger, authorize, capture_and_keep, leg, open_account, transfer
+
+from ledger.domain.account import Account
+from ledger.domain.aggregate import LedgerAggregate
+from ledger.domain.events import LedgerEvent
+from ledger.domain.payment import Payment
+from ledger.domain.transfer import Transfer
+
+KINDS: Final[dict[str, type[LedgerAggregate]]] = {
+    "account/alice": Account,
+    "payment/p": Payment,
+    "transfer/t": Transfer,
+}
+
+
+@pytest.fixture(params=KINDS)
+def original(request: pytest.FixtureRequest) -> LedgerAggregate:
+    """One that was never copied, made of its history alone; where it can, it has had more than its first event."""
+    ledger = Ledger(alice=100)
+    ledger.do(open_account("shop"))
+    ledger.do(authorize(30))
+    ledger.do(transfer("t", leg("alice", "shop", 5)))
+    ledger.wait(hours=1)
+    ledger.do(capture_and_keep("c", 10))
+    first, *later = (event for event in ledger.book.events if event.stream == request.param)
+    made = KINDS[request.param].at(first)
+    for event in later:
+        event.mutate(made)
+    return made
+
+
+def attributes(aggregate: LedgerAggregate) -> dict[str, Any]:
+    return {name: each for name, each in vars(aggregate).items() if name != "_pending_events"}
+
+
+def test_a_copy_has_all_that_the_original_has(original: LedgerAggregate) -> None:
+    """But for its events, which go where it is told. What a class has more one day must not be left behind."""
+    pending: list[LedgerEvent] = []
+    twin = original.copy(pending)
+    assert attributes(twin) == attributes(original)
+    assert twin.pending_events is pending
