@@ -186,8 +186,8 @@ def _described(request: Any) -> dict[str, Any]:
         fields["reference"] = request.reference
     if request.metadata:
         fields["metadata"] = dict(request.metadata)
-    if request.HasField("effective_at"):
-        fields["effective_at"] = moment(request.effective_at, "effective_at")
+    if effective_at := _effective_at(request):
+        fields["effective_at"] = effective_at
     return fields
 
 

@@ -254,8 +254,5 @@ def _asked(command: AuthorizePayment, stamp: Stamp) -> dict[str, Any]:
         "reference": command.reference,
         "metadata": command.metadata.copy(),
         "effective_at": command.effective_at,
-        "timestamp": stamp.timestamp,
-        "actor": stamp.actor,
-        "correlation_id": stamp.correlation_id,
-        "command_position": stamp.command_position,
+        **stamp.fields,
     }

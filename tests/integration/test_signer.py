@@ -295,17 +295,26 @@ def test_a_refusal_is_shown_and_ends_when_its_cause_does(
         accept_restore(dsn, ledger, files, "again", NOW)
 
 
-def test_a_break_that_a_killed_run_has_recorded_is_not_recorded_twice(
+@pytest.fixture
+def recorded(
     dsn: str, ledger: str, history: History, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any]
-) -> None:
-    """It would look like two. Whoever runs the command again finishes it, and is given the note as it was recorded."""
+) -> str:
+    """The note of a break, recorded by a run that was killed right after it."""
     grow(history)
     sign()
     db.execute(OLDER_COPY)
     db.execute("INSERT INTO events SELECT 'account/x', 1, 21, 'AccountFrozen', now(), '{}'")
     with stopping_at(files, "tree.key.head"):
         accept_restore(dsn, ledger, files, "the disk failed", NOW)
-    ((recorded,),) = db.execute("SELECT note FROM tree_breaks").fetchall()
+    ((note,),) = db.execute("SELECT note FROM tree_breaks").fetchall()
+    assert isinstance(note, str)
+    return note
+
+
+def test_a_break_that_a_killed_run_has_recorded_is_not_recorded_twice(
+    dsn: str, ledger: str, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any], recorded: str
+) -> None:
+    """It would look like two. Whoever runs the command again finishes it, and is given the note as it was recorded."""
     with pytest.raises(LogChanged):
         sign()
 
@@ -319,30 +328,18 @@ def test_a_break_that_a_killed_run_has_recorded_is_not_recorded_twice(
 
 @pytest.mark.parametrize("damage", ["is somebody else's", "is of another log", "is no note"])
 def test_a_break_that_is_not_this_one_does_not_stand_for_it(
-    dsn: str,
-    ledger: str,
-    history: History,
-    files: KeyFiles,
-    sign: Callable[[], Signer],
-    db: psycopg.Connection[Any],
-    damage: str,
+    dsn: str, ledger: str, files: KeyFiles, db: psycopg.Connection[Any], recorded: str, damage: str
 ) -> None:
     """Whoever can write to the database may have put it there: signed or not, ours is recorded beside it."""
-    grow(history)
-    sign()
-    db.execute(OLDER_COPY)
-    db.execute("INSERT INTO events SELECT 'account/x', 1, 21, 'AccountFrozen', now(), '{}'")
-    with stopping_at(files, "tree.key.head"):
-        accept_restore(dsn, ledger, files, "the disk failed", NOW)
-    ((recorded,),) = db.execute("SELECT note FROM tree_breaks").fetchall()
     stranger = SigningKey(files.name, Ed25519PrivateKey.generate())
     text = Note.parse(recorded).text
+    other = text.replace("\n0\n", "\n1\n")
+    assert other != text
     planted = {
         "is somebody else's": sign_note(text, [stranger]),
-        "is of another log": sign_note(text.replace("\n0\n", "\n1\n"), [files.key()]),
+        "is of another log": sign_note(other, [files.key()]),
         "is no note": "nothing",
     }[damage]
-    assert planted != recorded
     db.execute("UPDATE tree_breaks SET note = %s", [planted])
 
     note = accept_restore(dsn, ledger, files, "the disk failed", NOW)
