@@ -174,15 +174,16 @@ class _Door:
     def open_wide(self) -> None:
         """All is taken up: have all the room that there is."""
         self.reading.clear()
-        self._have(max(_ROOM, self._free()))
+        self.have(max(_ROOM, self._free()))
 
     def keep_room(self) -> None:
         """Have the room that there is while calls are there that were not taken up."""
         places = max(_ROOM_WHILE_BUSY, self._free() - len(self.reading))
         if self._asked < places:
-            self._have(places)
+            self.have(places)
 
-    def _have(self, places: int) -> None:
+    def have(self, places: int) -> None:
+        """Have room for so many calls, if there is not."""
         with self._changing, suppress(ValueError):  # The server was told to stop.
             while self._asked < places:
                 self._ask(self)
@@ -215,7 +216,8 @@ class GrpcServer:
         for path in rpcs:
             self._server.register_method(path)
         takers: dict[str, Take | None] = {**rpcs, "": None}
-        self._used: Final = {_Door(path, take, free.get(path, _none), self._ask) for path, take in takers.items()}
+        self._doors: Final = [_Door(path, take, free.get(path, _none), self._ask) for path, take in takers.items()]
+        self._used: Final[set[_Door]] = set()
         """Those that may have less room than there is after a rest."""
         self._thread: Final = threading.Thread(target=self._serve, name="grpc", daemon=True)
         self._all_ended: Final = threading.Event()
@@ -230,8 +232,14 @@ class GrpcServer:
         return port
 
     def start(self) -> None:
-        """Take calls from now on."""
+        """Take calls from now on. When this returns, there is room for as many of each rpc as after a rest.
+
+        The core takes calls before: those who waited for it come at once. So all rpcs have the first half of it first.
+        """
         self._server.start()
+        for places in (_ROOM // 2, _ROOM):
+            for door in self._doors:
+                door.have(places)
         self._thread.start()
 
     async def stop(self, grace_s: float) -> None:

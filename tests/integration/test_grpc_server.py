@@ -220,6 +220,14 @@ def test_who_is_answered_while_the_server_is_busy_can_call_again_at_once(next_pa
         assert {each.code() for each in again} == {REFUSED}
 
 
+def test_a_server_that_has_started_has_room_for_those_who_waited_for_it() -> None:
+    """Of every rpc, however many there are: whoever comes right then is not cut off."""
+    paths = [f"/test.Service/Rpc{number}" for number in range(100)]
+    with serving(dict.fromkeys(paths, refuse), Halting(unread_from=1), refuse, {}) as channel:
+        calls = [channel.unary_unary(path).future(b"", timeout=WAIT_S) for path in paths[-2:] for _ in range(500)]
+        assert {each.code() for each in calls} == {REFUSED}
+
+
 def test_a_call_that_is_answered_after_the_server_has_stopped_is_over_and_harms_nobody() -> None:
     """It was cut off. A step on what is closed would end the process."""
     held: list[Incoming] = []
