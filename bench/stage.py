@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from bench.load import Job
 from bench.programs import ROOT, Program, asked, ledger_server
@@ -75,6 +77,12 @@ class Stage:
         prepare(self.dsn, name)
         KeyFiles(self.folder / f"{name}.key", f"ledger/{name}").make()
         return Book(self, name, accounts)
+
+    def elsewhere(self, database: str) -> Stage:
+        """A new database of the same Postgres."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
+        return replace(self, dsn=make_conninfo(self.dsn, dbname=database), books={})
 
 
 @dataclass(frozen=True, slots=True)
