@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -45,6 +47,8 @@ GRACE_S: Final = 5.0
 PENDING_MOST: Final = 128
 _HEALTH_POLL_S: Final = 0.1
 _START_POLL_S: Final = 0.01
+_LISTEN_WITHIN_S: Final = 3.0
+"""So long a server that starts keeps callers waiting who could only be refused; then it tells them why it refuses."""
 
 log = structlog.get_logger(__name__)
 
@@ -101,12 +105,14 @@ async def _serve(
         metrics = ServerMetrics()
         parts = await _start_parts(settings, dsn, timing, metrics, stack)
         gate = await _gate(settings, dsn, stack)
+        await _until_decides(parts, stopping, _LISTEN_WITHIN_S)
         server, health, address = _start_grpc(settings, parts, gate, certificates, metrics)
         metrics.read_from(lambda: readings(parts))
         stack.enter_context(metrics_served(settings.metrics_listen, metrics.registry))
         for task in (asyncio.create_task(_watch(parts, health)), asyncio.create_task(parts.sweeper.run())):
             stack.push_async_callback(_cancel, task)
-        if await _until_serving(parts, health, stopping):
+        if await _until_decides(parts, stopping):
+            _report(parts, health)
             ready(address)
         await stopping.wait()
         log.info("draining", grace_s=GRACE_S)
@@ -213,15 +219,13 @@ def _require_free(address: str) -> None:
         raise CannotListen(f"can't listen on {address}: {error.strerror}. Is another server running there?") from error
 
 
-async def _until_serving(parts: Parts, health: Health, stopping: asyncio.Event) -> bool:
-    """Wait until commands are answered and health says so; False if it is to stop before that."""
-    while parts.committer.outage is not None:
+async def _until_decides(parts: Parts, stopping: asyncio.Event, most_s: float = math.inf) -> bool:
+    """Wait until commands are decided, it is to stop, or time is over; whether they are."""
+    give_up = time.monotonic() + most_s
+    while parts.committer.outage is not None and not stopping.is_set() and time.monotonic() < give_up:
         with suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), _START_POLL_S)
-        if stopping.is_set():
-            return False
-    _report(parts, health)
-    return True
+    return parts.committer.outage is None and not stopping.is_set()
 
 
 async def _watch(parts: Parts, health: Health) -> None:

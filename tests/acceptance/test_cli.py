@@ -24,7 +24,7 @@ from grpc import StatusCode
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from psycopg import sql
-from serving import ROOT, environment, eventually
+from serving import ROOT, environment, eventually, free_port
 from test_api import Client, authorize, batch, check_log, leg, opening, refused_by, transfer
 
 from bench import frames
@@ -33,7 +33,7 @@ from ledger.embedded import running_dsn
 from ledger.settings import Settings
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
 from ledger.v1.audit_pb2 import ReadEventsRequest
-from ledger.v1.payment_pb2 import PAYMENT_STATE_AUTHORIZED
+from ledger.v1.payment_pb2 import PAYMENT_STATE_AUTHORIZED, AuthorizePaymentRequest, AuthorizePaymentResponse
 
 LEDGER: Final = Path(sys.executable).with_name("ledger")
 """The command as it is installed."""
@@ -466,6 +466,25 @@ def test_a_signal_lets_calls_end_that_are_under_way(number: signal.Signals, data
         assert {each.WhichOneof("result") for each in responses[-1].results} == {"open_account"}
         assert run.end(STOPS_WITHIN_S) == 0
     assert not processes_on(data)
+
+
+def test_a_server_that_starts_listens_once_commands_are_decided(data: Path, launch: Launch) -> None:
+    """Who waits for it gets an answer, and not a refusal because its connection to the database is not there yet."""
+    first, address = serve(launch, data), f"127.0.0.1:{free_port()}"
+    often = [(f"grpc.{which}_reconnect_backoff_ms", 50) for which in ("initial", "min", "max")]
+    with client_of(first) as client, grpc.insecure_channel(address, often) as channel:
+        fund(client)
+        waiting = channel.unary_unary(
+            "/ledger.v1.PaymentService/AuthorizePayment",
+            request_serializer=AuthorizePaymentRequest.SerializeToString,
+            response_deserializer=AuthorizePaymentResponse.FromString,
+        ).future(client.prepared(authorize("p~")), wait_for_ready=True, timeout=60)
+        with turn_held(running_dsn(data)) as until_somebody_waits:
+            launch("serve", "--listen", address, "--dsn", running_dsn(data))
+            until_somebody_waits()
+            with pytest.raises(grpc.FutureTimeoutError):
+                waiting.result(timeout=0.3)
+        assert waiting.result().payment.state == PAYMENT_STATE_AUTHORIZED
 
 
 def test_a_signal_ends_a_server_whose_calls_can_not_end(data: Path, launch: Launch) -> None:

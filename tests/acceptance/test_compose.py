@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -28,7 +27,7 @@ import pytest
 import yaml
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
-from serving import ROOT, environment, eventually
+from serving import ROOT, environment, eventually, free_port
 
 from ledger.embedded import EmbeddedPostgres
 from ledger.settings import Settings
@@ -173,13 +172,6 @@ def test_prometheus_scrapes_what_shows_metrics() -> None:
 
 
 # --- what they run ---------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Composed:
