@@ -2541,6 +2541,10 @@ def test_a_call_that_waits_past_its_deadline_is_not_done(
         until_somebody_waits()
         late = people.start(authorize("late~"), timeout=0.2)
         late_batch = people.start(batch(opening("late~"), opening("late2~")), timeout=0.2)
+        # The server counts from when they arrived: before this is answered, so that the last one's time is over later.
+        assert people.refuses(GetPaymentRequest(payment_id="late~")).reason == "PAYMENT_NOT_FOUND"
+        last = people.start(authorize("last~"), timeout=0.3)
+        assert last.code() is StatusCode.DEADLINE_EXCEEDED
         codes = [late.code(), late_batch.code()]
     after = people(authorize("after~"))
 
