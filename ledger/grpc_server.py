@@ -237,9 +237,10 @@ class GrpcServer:
         The core takes calls before: those who waited for it come at once. So all rpcs have the first half of it first.
         """
         self._server.start()
-        for places in (_ROOM // 2, _ROOM):
-            for door in self._doors:
-                door.have(places)
+        for door in self._doors:
+            door.have(_ROOM // 2)
+        for door in self._doors:
+            door.open_wide()
         self._thread.start()
 
     async def stop(self, grace_s: float) -> None:

@@ -1201,7 +1201,7 @@ def test_a_log_that_lost_its_tail_is_noticed_without_a_command(
     desk.do(*WORLD)
     with structlog.testing.capture_logs() as logged:
         cut(session, 5)
-        eventually(lambda: isinstance(desk.committer.outage, WritesStopped))
+        eventually(lambda: isinstance(desk.committer.outage, WritesStopped), within_s=5)
     assert "critical" in {each["log_level"] for each in logged}
     before = threading.active_count()
     for _ in range(20):
@@ -1222,7 +1222,7 @@ def test_a_log_that_lost_its_tail_while_the_database_was_away_is_noticed(
     end(session, desk)
     if asked:
         assert desk.answer(ASKED_OF_A_CUT_LOG[asked]).startswith("refused")
-    eventually(lambda: isinstance(desk.committer.outage, WritesStopped))
+    eventually(lambda: isinstance(desk.committer.outage, WritesStopped), within_s=5)
     assert at_head(dsn, ledger) == 5
 
 
@@ -1252,7 +1252,7 @@ def test_a_lost_tail_is_noticed_though_others_wrote_since(
             )
     if asked == "a command":
         assert desk.answer(capture("c")) == "refused WRITES_STOPPED"
-    eventually(lambda: isinstance(desk.committer.outage, WritesStopped))
+    eventually(lambda: isinstance(desk.committer.outage, WritesStopped), within_s=5)
     assert at_head(dsn, ledger) == turn_back + 2 + more
 
 

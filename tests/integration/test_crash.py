@@ -800,5 +800,5 @@ def test_a_committer_does_not_stay_on_a_server_that_only_reads(
     assert desk.answer(authorize(10)) in TRY_AGAIN
     assert read_log(own_server.dsn, own_ledger) == before
     own_session.execute("ALTER DATABASE ledger RESET default_transaction_read_only")
-    eventually(lambda: desk.answer(authorize(10)) == "AUTHORIZED")
+    eventually(lambda: desk.answer(authorize(10)) == "AUTHORIZED", within_s=5)
     check_log(own_server.dsn, own_ledger)

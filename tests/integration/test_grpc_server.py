@@ -228,6 +228,15 @@ def test_a_server_that_has_started_has_room_for_those_who_waited_for_it() -> Non
         assert {each.code() for each in calls} == {REFUSED}
 
 
+@pytest.mark.parametrize("free", [1_500])
+def test_where_more_are_let_in_there_is_room_for_as_many_from_the_start(halting: Halting, call: Any) -> None:
+    """The thread halts at the first: what is there was there before it."""
+    at_once = [call() for _ in range(3_000)]
+    halting.reached(1)
+    arrived = until_arrived(at_once)
+    assert len(arrived) - cut_off(arrived) >= 1_500
+
+
 def test_a_call_that_is_answered_after_the_server_has_stopped_is_over_and_harms_nobody() -> None:
     """It was cut off. A step on what is closed would end the process."""
     held: list[Incoming] = []
