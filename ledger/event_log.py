@@ -176,6 +176,6 @@ class PollingSubscription(Subscription[EventLog]):
 
 
 def append_columns(rows: Sequence[LogRow]) -> dict[str, Any]:
-    """The parameters of an append: one array per column, the fastest form that psycopg knows for many rows."""
+    """The parameters of an append: one array per column."""
     streams, versions, topics, states = map(list, zip(*rows, strict=True))
     return {"streams": streams, "versions": versions, "topics": topics, "states": states}

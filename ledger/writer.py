@@ -14,7 +14,7 @@ from psycopg.errors import Diagnostic, UniqueViolation
 from psycopg.rows import TupleRow
 from psycopg.waiting import Wait
 
-from ledger.event_log import SQL, RecordedEvent, append_columns, recorded_event
+from ledger.event_log import SQL, RecordedEvent, recorded_event
 from ledger.postgres import Role, as_login, connection_settings
 from ledger.upcasters import LogRow
 
@@ -214,7 +214,7 @@ class Writer:
         is recorded when the turn ends.
         """
         self._warned = False
-        columns = append_columns(rows) | _columns(head) | {"recorded_at": recorded_at}
+        columns = _append_columns(rows) | _columns(head) | {"recorded_at": recorded_at}
         self._connection.meanwhile = meanwhile
         try:
             recorded = self._connection.execute(SQL.append, columns).rowcount
@@ -275,3 +275,14 @@ class Writer:
 
 def _columns(head: Head) -> dict[str, Any]:
     return {"head": head.position, "head_recorded_at": head.recorded_at}
+
+
+def _append_columns(rows: Sequence[LogRow]) -> dict[str, Any]:
+    """The rows as one array per column.
+
+    Psycopg makes an array element by element. As text one is joined at once, where nothing in it has to be quoted: in
+    ids, kinds of streams and topics nothing does. What did would not be an array of as many elements, and be refused.
+    """
+    streams, versions, topics, states = zip(*rows, strict=True)
+    texts = {"streams": streams, "versions": map(str, versions), "topics": topics}
+    return {"states": list(states)} | {name: "{" + ",".join(column) + "}" for name, column in texts.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from msgspec.structs import replace
 
@@ -57,6 +57,8 @@ from ledger.domain.payment import Payment
 
 # Until Python 3.12 a member of an enum costs a call each time it is named: what each payment needs is named once.
 _AUTHORIZATION: Final = CauseKind.AUTHORIZATION
+
+Requested = TypeVar("Requested", PaymentAuthorized, PaymentDeclined)
 
 
 class Account(LedgerAggregate):
@@ -112,13 +114,14 @@ class Account(LedgerAggregate):
             (payee, credit_blocked(payee.state)),
             (self, reserve_exceeds(self.state, amount)),
         )
-        asked = _asked(command, stamp)
         event: PaymentAuthorized | PaymentDeclined
         if declined:
             account, reason = declined
-            event = PaymentDeclined(**asked, decline_reason=reason, declined_account_id=account.account_id)
+            why = {"decline_reason": reason, "declined_account_id": account.account_id}
+            event = _requested(PaymentDeclined, command, stamp, **why)
         else:
-            event = PaymentAuthorized(**asked, expires_at=stamp.timestamp + (command.hold_for or HOLD_FOR_DEFAULT))
+            expires_at = stamp.timestamp + (command.hold_for or HOLD_FOR_DEFAULT)
+            event = _requested(PaymentAuthorized, command, stamp, expires_at=expires_at)
         payment = Payment.born(payment_stream(command.payment_id), event, self._pending_events)  # type: ignore[arg-type]
         if not declined:
             cause = Cause(kind=_AUTHORIZATION, payment_id=command.payment_id)
@@ -243,16 +246,20 @@ class Account(LedgerAggregate):
         return InsufficientFunds(account_id=self.account_id, available=self.state.available, amount=amount)
 
 
-def _asked(command: AuthorizePayment, stamp: Stamp) -> dict[str, Any]:
-    """The fields of a payment's first event that say what was asked, by whom and when."""
-    return {
-        "payment_id": command.payment_id,
-        "payer_account_id": command.payer_account_id,
-        "payee_account_id": command.payee_account_id,
-        "amount": command.amount,
-        "hold_for_text": None if command.hold_for is None else length_text(command.hold_for),
-        "reference": command.reference,
-        "metadata": command.metadata.copy(),
-        "effective_at": command.effective_at,
-        **stamp.fields,
-    }
+def _requested(kind: type[Requested], command: AuthorizePayment, stamp: Stamp, **what_came_of_it: Any) -> Requested:
+    """A payment's first event: what was asked, by whom and when, and what came of it."""
+    return kind(
+        payment_id=command.payment_id,
+        payer_account_id=command.payer_account_id,
+        payee_account_id=command.payee_account_id,
+        amount=command.amount,
+        hold_for_text=None if command.hold_for is None else length_text(command.hold_for),
+        reference=command.reference,
+        metadata=command.metadata.copy(),
+        effective_at=command.effective_at,
+        timestamp=stamp.timestamp,
+        actor=stamp.actor,
+        correlation_id=stamp.correlation_id,
+        command_position=stamp.command_position,
+        **what_came_of_it,
+    )

@@ -4,7 +4,7 @@ WITH turn AS MATERIALIZED (SELECT 1 FROM log_turn FOR UPDATE)
 INSERT INTO events (stream, version, position, topic, recorded_at, state)
 SELECT e.stream, e.version, %(head)s::bigint + e.place, e.topic, %(recorded_at)s::timestamptz, e.state
 FROM turn,
-     unnest(%(streams)b::text[], %(versions)b::bigint[], %(topics)b::text[], %(states)b::bytea[])
+     unnest(%(streams)t::text[], %(versions)t::bigint[], %(topics)t::text[], %(states)b::bytea[])
          WITH ORDINALITY AS e (stream, version, topic, state, place)
 WHERE %(head)s::bigint = 0
    OR EXISTS (SELECT FROM events WHERE position = %(head)s::bigint AND recorded_at = %(head_recorded_at)s::timestamptz)
