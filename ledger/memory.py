@@ -91,7 +91,8 @@ class Memory:
             histories.setdefault(event.stream, []).append(event)
         for stream, history in histories.items():
             self._known[stream] = _refolded(stream, history)
-        self._missing.update(stream for stream in wanted.last | wanted.whole if stream not in self._known)
+        self._missing |= wanted.last - {event.originator_id for event in loaded.last}
+        self._missing |= wanted.whole - histories.keys()
 
     def recorded(self, changed: Mapping[str, LedgerAggregate], head: Head) -> None:
         """Take over what was decided and recorded; the log now ends at `head`."""
