@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ NOT_WRITTEN: Final = frozenset(
 
 _LOAD: Final = {"last": SQL.load_last, "first": SQL.load_first, "whole": SQL.load_whole}
 _SYNC_REP_CANCELLED: Final = "01000"
+_NEED_NO_QUOTES: Final = re.compile(r"[A-Za-z0-9._:/,-]+").fullmatch
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -278,11 +280,21 @@ def _columns(head: Head) -> dict[str, Any]:
 
 
 def _append_columns(rows: Sequence[LogRow]) -> dict[str, Any]:
-    """The rows as one array per column.
+    """The rows as one array per column. Raises ValueError if a stream or topic has characters that none of ours has.
 
-    Psycopg makes an array element by element. As text one is joined at once, where nothing in it has to be quoted: in
-    ids, kinds of streams and topics nothing does. What did would not be an array of as many elements, and be refused.
+    Psycopg makes an array element by element. As text one is joined at once, where nothing in it has to be quoted.
     """
     streams, versions, topics, states = zip(*rows, strict=True)
-    texts = {"streams": streams, "versions": map(str, versions), "topics": topics}
-    return {"states": list(states)} | {name: "{" + ",".join(column) + "}" for name, column in texts.items()}
+    return {
+        "streams": _array(streams),
+        "versions": _array([*map(str, versions)]),
+        "topics": _array(topics),
+        "states": list(states),
+    }
+
+
+def _array(texts: Sequence[str]) -> str:
+    joined = ",".join(texts)
+    if not _NEED_NO_QUOTES(joined) or joined.count(",") != len(texts) - 1:
+        raise ValueError("a stream or topic that is to be recorded has characters that none of ours has")
+    return f"{{{joined}}}"

@@ -314,6 +314,22 @@ def test_an_append_that_repeats_a_version_records_nothing(dsn: str, ledger: str,
     assert read_log(dsn, ledger) == before
 
 
+@pytest.mark.parametrize(
+    "stream", ["account/a,b", "account/a b ", "account/{a}", 'account/"a"', "account/\\", "account/ä"]
+)
+def test_an_append_of_what_is_no_stream_of_ours_records_nothing(
+    dsn: str, ledger: str, write: Callable[..., Writer], stream: str
+) -> None:
+    """Streams go to the database as one text: none may be taken for two, nor for another."""
+    writer = write()
+    for odd in (rows([event("account/a"), event(stream)]), rows([event("account/a"), event("account/b", 1, stream)])):
+        with pytest.raises(ValueError, match="has characters that none of ours has"):
+            writer.append(Head(), odd, utc_now())
+    assert not read_log(dsn, ledger)
+    writer.append(Head(), rows([event("payment/A-1.b_c:d"), event("account/NULL")]), utc_now())
+    assert [row.stream for row in read_log(dsn, ledger)] == ["payment/A-1.b_c:d", "account/NULL"]
+
+
 @pytest.mark.parametrize("recorded", [0, 3])
 def test_an_append_after_a_head_that_is_not_there_records_nothing(
     dsn: str, ledger: str, write: Callable[..., Writer], recorded: int
