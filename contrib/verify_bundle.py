@@ -196,15 +196,22 @@ class Note(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What the ledger states about its log: how many events it has, and the root of the tree over them."""
+    """What the ledger states about its log: how many events it has, and the root of the tree over them.
+
+    A head that introduces a key names it. Its signature alone would say nothing: anybody can put his under a note.
+    """
 
     size: int
     root: bytes
+    next_key: str = ""
 
     @classmethod
     def from_note(cls, note: Note, origin: str) -> Head:
-        require(len(note.lines) == 3 and note.lines[0] == origin, "{} is no head of {}", note.lines, origin)
-        return cls.from_lines(*note.lines[1:])
+        introduces = len(note.lines) == 4 and note.lines[3].startswith("next-key ")
+        is_head = (len(note.lines) == 3 or introduces) and note.lines[0] == origin
+        require(is_head, "{} is no head of {}", note.lines, origin)
+        next_key = note.lines[3].removeprefix("next-key ") if introduces else ""
+        return cls.from_lines(*note.lines[1:3])._replace(next_key=next_key)
 
     @classmethod
     def from_lines(cls, size: str, root: str) -> Head:
@@ -593,12 +600,14 @@ class Verification:
         """A head is of just the events before it."""
         note, size = Note.from_text(text), self.tree.size
         head = Head.from_note(note, self.keys[0].name)
-        signed = [note.signed_by(key) for key in self.keys]
-        require(signed[self.key_now], "it is not signed by {}", self.keys[self.key_now].text)
-        if any(signed[self.key_now + 1 :]):  # The key so far introduces the next one.
+        require(note.signed_by(self.keys[self.key_now]), "it is not signed by {}", self.keys[self.key_now].text)
+        if head.next_key not in ("", self.keys[self.key_now].text):  # The key so far introduces the next one.
+            following = self.keys[self.key_now + 1 : self.key_now + 2]
+            is_next = [key.text for key in following] == [head.next_key]
+            require(is_next, "the key that it introduces is not the next one: {}", head.next_key)
             self.key_now += 1
-            require(signed[self.key_now], "the key that it introduces is not the next one")
-        is_root = head == (size, self.tree.root())
+            require(note.signed_by(self.keys[self.key_now]), "the key that it introduces has not signed it")
+        is_root = head[:2] == (size, self.tree.root())
         require(is_root, "the head of {} events is not that of the {} before it: they were changed", head.size, size)
         self.heads, self.head_note = self.heads + 1, text
 
@@ -606,7 +615,7 @@ class Verification:
         require(len(note.lines) == 7 and note.lines[0] == f"{self.keys[0].name}/break/1", "{} is no break", note.lines)
         require(note.signed_by(self.keys[self.key_now]), "it is not signed by {}", self.keys[self.key_now].text)
         before, now = Head.from_lines(*note.lines[1:3]), Head.from_lines(*note.lines[3:5])
-        is_here = now == (self.tree.size, self.tree.root())
+        is_here = now[:2] == (self.tree.size, self.tree.root())
         require(is_here, "the log does not go on at {} events with the root that the break says", now.size)
         self.breaks.append(f"from {before.size:,} to {now.size:,} events, at {note.lines[5]!a}: {note.lines[6]!a}")
 
@@ -620,7 +629,6 @@ class Verification:
         require(self.key_now == len(self.keys) - 1, "no head introduces the key {}", self.keys[-1].text)
         kept = self._kept_head.size
         require(kept <= size, "the head that you kept is of {} events, which is more than there are", kept)
-        require(self._watched_position <= size, "there is no position {}", self._watched_position)
 
     def _check_manifest(self, text: str) -> None:
         *members, _ = self.bundle.members
@@ -691,6 +699,12 @@ def text_or_file(argument: str) -> str:
     return Path(argument).read_text(encoding="utf-8") if Path(argument).is_file() else argument
 
 
+def a_position(argument: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,18}", argument, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{argument!r} is not a position: they are numbered from 1")
+    return int(argument)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -703,14 +717,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--public-key", type=text_or_file, metavar="TEXT|FILE", help=key)
     parser.add_argument("--head", type=Path, metavar="FILE", help="a head that you kept: the log has to go on from it")
     parser.add_argument("--save-head", type=Path, metavar="FILE", help="keep the last head, if all is verified")
-    parser.add_argument("--inclusion", type=int, default=0, metavar="POSITION", help=position)
+    parser.add_argument("--inclusion", type=a_position, default=0, metavar="POSITION", help=position)
     return parser.parse_args()
 
 
 def main() -> int:
     asked = arguments()
     try:
-        trusted = Key.from_text(asked.public_key.strip()) if asked.public_key else None
+        trusted = None if asked.public_key is None else Key.from_text(asked.public_key.strip())
         kept = Note.from_text(asked.head.read_text(encoding="utf-8")) if asked.head else None
         with asked.bundle.open("rb") as file:
             seen = Verification(Bundle(file), trusted, kept, asked.inclusion)
@@ -721,6 +735,8 @@ def main() -> int:
                 return WRONG
             finally:
                 show_progress("")
+        there, size = asked.inclusion <= seen.tree.size, seen.tree.size
+        require(there, "what is in it is right, but it has no position {}: it has {} events", asked.inclusion, size)
         if asked.save_head:
             asked.save_head.write_text(seen.head_note, encoding="utf-8")
     except (Wrong, OSError, ValueError) as error:

@@ -63,7 +63,7 @@ class Break:
 class Trust:
     """The keys by which notes are checked, in the order in which they were introduced.
 
-    Each signs until a head is signed by the next one as well; from then on that one has to sign.
+    Each signs until a head of its own names the next one, which signs that as well; from then on that one has to sign.
     """
 
     def __init__(self, keys: Sequence[PublicKey]) -> None:
@@ -80,12 +80,17 @@ class Trust:
         if not note.signers(self.keys):
             raise NoteInvalid(_signed_by(note))
 
-    def follow(self, note: Note) -> None:
+    def follow(self, note: Note, head: TreeHead) -> None:
         """Raise NoteInvalid unless the key has signed that is in use by now. Heads have to come in their order."""
         signers = note.signers(self.keys)
         if not self.keys or self.keys[self._in_use] not in signers:
             raise NoteInvalid(_signed_by(note))
-        while self.not_introduced and self.not_introduced[0] in signers:
+        # A signer that was killed right after it had introduced a key introduces it once more.
+        if head.next_key not in (None, self.keys[self._in_use]):
+            if head.next_key not in self.not_introduced[:1]:
+                raise NoteInvalid(f"the key that it introduces is not the ledger's next one, but {head.next_key}")
+            if head.next_key not in signers:
+                raise NoteInvalid(f"the key that it introduces has not signed it: {head.next_key}")
             self._in_use += 1
 
 
@@ -141,7 +146,7 @@ class Heads:
                 self.largest = self._published(place, size, bytes(root), note)
                 yield self.largest
         for key in self._trust.not_introduced:
-            what = "no head has introduced it, signed by the key before as well"
+            what = "no head has introduced it, named in one that the key before has signed"
             self._findings.add(Finding(Kind.HEADS, what, place=f"key {printable(str(key))}"))
 
     def _published(self, place: str, size: int, root: bytes, text: str) -> Signed:
@@ -149,7 +154,7 @@ class Heads:
         try:
             note = Note.parse(text)
             head = TreeHead.parse(note.text)
-            self._trust.follow(note)
+            self._trust.follow(note, head)
         except NoteInvalid as error:
             self._findings.add(Finding(Kind.SIGNATURE, printable(str(error)), size, place=place))
             return signed

@@ -21,6 +21,7 @@ _ED25519: Final = b"\x01"
 _KEY_BYTES: Final = 32
 _ID_BYTES: Final = 4
 _SIGNATURE_BYTES: Final = 64
+_NEXT_KEY: Final = "next-key "
 _DASH: Final = "\N{EM DASH} "
 
 
@@ -157,11 +158,16 @@ def _signature(line: str) -> Signature:
 
 @dataclass(frozen=True, slots=True)
 class TreeHead:
-    """What the log was: so many events, with this root over them."""
+    """What the log was: so many events, with this root over them.
+
+    With a `next_key` it introduces the key that is to sign from then on, in a line of the text that both keys sign. A
+    signature alone says nothing of the others, and anybody can put his own under a note.
+    """
 
     origin: str
     size: int
     root: bytes
+    next_key: PublicKey | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -175,12 +181,16 @@ class TreeHead:
         root = _from_base64(encoded, "the root of a tree head")
         if len(root) != HASH_BYTES:
             raise NoteInvalid(f"the root of a tree head has {len(root)} bytes instead of {HASH_BYTES}")
-        return cls(origin, int(digits), root)
+        introduced = [line.removeprefix(_NEXT_KEY) for line in lines[3:] if line.startswith(_NEXT_KEY)]
+        if len(introduced) > 1:
+            raise NoteInvalid("a tree head introduces one key at a time")
+        return cls(origin, int(digits), root, PublicKey.parse(introduced[0]) if introduced else None)
 
     @property
     def text(self) -> str:
-        """The three lines that are signed."""
-        return f"{self.origin}\n{self.size}\n{b64encode(self.root).decode()}\n"
+        """The lines that are signed: three, or four."""
+        introduction = "" if self.next_key is None else f"{_NEXT_KEY}{self.next_key}\n"
+        return f"{self.origin}\n{self.size}\n{b64encode(self.root).decode()}\n{introduction}"
 
 
 def read_head(note: str, keys: Sequence[PublicKey]) -> TreeHead:

@@ -11,7 +11,7 @@ from psycopg import Connection
 from ledger.audit.keys import KeyFiles
 from ledger.audit.merkle import EMPTY_ROOT
 from ledger.audit.note import Note, NoteInvalid, PublicKey, TreeHead, sign
-from ledger.audit.signer import SQL, LogChanged, Signer
+from ledger.audit.signer import SQL, LogChanged, Signer, predecessor
 from ledger.postgres import Role, connect
 
 
@@ -44,13 +44,16 @@ def _record(connection: Connection[Any], files: KeyFiles, reason: str, now: date
     newest = connection.execute(SQL.newest_head).fetchone()
     _, size, root, head_note, _ = newest or (0, 0, EMPTY_ROOT, None, None)
     key = files.key()
+    heir_of = predecessor(files, Note.parse(head_note)) if head_note else None
     what = [f"{files.name}/break/1", *_size_and_root(before.size, before.root), *_size_and_root(size, bytes(root))]
     number, last = connection.execute(SQL.last_break).fetchone() or (0, None)
     # Recorded by a run that was killed before its end? It is one break, and must not look like two.
     note = last if last is not None and _is_of(last, what, key.public) else None
     if note is None:
         when = now.isoformat(timespec="microseconds").replace("+00:00", "Z")
-        note = sign("\n".join([*what, when, " ".join(reason.split())]) + "\n", [key])
+        # At this point of the history the key in use may have yet to be introduced: its predecessor's word counts here.
+        signing = [key] if heir_of is None else [heir_of, key]
+        note = sign("\n".join([*what, when, " ".join(reason.split())]) + "\n", signing)
         with connection.transaction():
             connection.execute(SQL.add_break, {"number": number + 1, "note": note})
     # From here on signing goes on; a crash before this line leaves it refused, and the command can be run again.

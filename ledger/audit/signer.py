@@ -56,8 +56,8 @@ class Signer:
         self._edge = Edge()
         self._number = 0
         self._signed_size = 0
-        self._heirs_of: list[SigningKey] = []
-        """Keys that signed the newest head where that in use did not: after a restore to before its introduction."""
+        self._heir_of: SigningKey | None = None
+        """The key that is to sign next where that in use is not: after a restore to before its introduction."""
         self._checked: TreeHead | None = None
         """The last head of ours that the tree here is known to be consistent with."""
         self._failure: str | None = None
@@ -150,17 +150,20 @@ class Signer:
             # Asked first: a copy that ends where a head was signed has nothing new, and is not the log all the same.
             if not self._is_due(connection):
                 return
-            if self._edge.size == self._signed_size and len(keys) == 1:
+            # One key at a time: after a restore first, once more, that in use, and the next one with the head after.
+            signing = keys if self._heir_of is None else [self._heir_of, keys[0]]
+            if self._edge.size == self._signed_size and len(signing) == 1:
                 return
-            head = TreeHead(self._files.name, self._edge.size, self._edge.root())
-            signing = [*self._heirs_of, *keys]
+            next_key = signing[1].public if len(signing) > 1 else None
+            head = TreeHead(self._files.name, self._edge.size, self._edge.root(), next_key)
             note = sign(head.text, signing)
             self._files.keep_head(note)
             self._publish(connection, head, note, [key.public for key in signing])
-            self._heirs_of = []
-            if len(keys) > 1:
-                self._files.introduced()
-                log.info("tree_key_introduced", ledger=self._ledger, key=str(keys[-1].public))
+            if next_key is not None:
+                if self._heir_of is None:
+                    self._files.introduced()
+                self._heir_of = None
+                log.info("tree_key_introduced", ledger=self._ledger, key=str(next_key))
         self._checked, self._signed_size = head, head.size
 
     def _is_due(self, connection: Connection[Any]) -> bool:
@@ -226,7 +229,7 @@ class Signer:
     def _load(self, connection: Connection[Any]) -> None:
         row = connection.execute(SQL.newest_head).fetchone()
         self._number, size, root, note = row[:4] if row else (0, 0, EMPTY_ROOT, None)
-        self._heirs_of = [] if note is None else self._heritage(Note.parse(note))
+        self._heir_of = None if note is None else predecessor(self._files, Note.parse(note))
         places = {place for place, _ in edge_of(size)}
         tiles = read_tiles(connection, places)
         self._edge = Edge(size, tiles) if tiles.keys() == places else Edge()
@@ -235,22 +238,23 @@ class Signer:
         if self._edge.root() != bytes(root):
             raise SigningRefused(f"the stored hashes of the tree are not those of head {self._number}, of size {size}")
 
-    def _heritage(self, note: Note) -> list[SigningKey]:
-        """The keys that have to sign beside the one in use, so that who trusts the newest head trusts the next."""
-        if note.signers(self._files.public_keys()):
-            return []
-        earlier = [key for key in self._files.earlier_keys() if note.signers([key.public])]
-        if not earlier:
-            raise SigningRefused(
-                f"the newest tree head, number {self._number}, was signed by another key than {self._files.path}"
-            )
-        return earlier
-
     def _disconnect(self) -> None:
         """What was taken in and not published is taken in again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def predecessor(files: KeyFiles, newest: Note) -> SigningKey | None:
+    """The key that has to introduce the one in use once more, where the newest head was signed before it was: then who
+    trusts that one trusts the next. None if the key in use has signed it. Raises SigningRefused, KeyUnusable.
+    """
+    if newest.signers(files.public_keys()):
+        return None
+    earlier = [key for key in files.earlier_keys() if newest.signers([key.public])]
+    if not earlier:
+        raise SigningRefused(f"the newest tree head was signed by another key than {files.path}")
+    return earlier[-1]
 
 
 def read_tiles(connection: Connection[Any], places: set[Place]) -> dict[Place, bytes]:

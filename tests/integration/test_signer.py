@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from read_side import History
 
 from ledger.audit import signer as signing
+from ledger.audit.heads import Trust
 from ledger.audit.keys import KeyFiles, KeyUnusable
 from ledger.audit.leaf import leaf_data
 from ledger.audit.merkle import leaf_hash, root_of
@@ -76,10 +77,11 @@ def leaves_of(db: psycopg.Connection[Any]) -> list[bytes]:
 
 
 def check_heads(db: psycopg.Connection[Any], keys: list[PublicKey]) -> list[TreeHead]:
-    """Assert that every head is signed and is the root of the log at its size, and return them."""
-    leaves, found = leaves_of(db), []
+    """Assert that every head is signed by the key of its time and is the root of the log at its size; return them."""
+    leaves, found, trust = leaves_of(db), [], Trust(keys)
     for size, root, note in heads(db):
         head = read_head(note, keys)
+        trust.follow(Note.parse(note), head)
         assert (head.size, head.root) == (size, root)
         assert root == root_of(leaves[:size]), f"the head of size {size} is of another log"
         found.append(head)
@@ -427,12 +429,17 @@ def test_a_copy_from_before_a_new_key_is_accepted_and_the_key_introduced_again(
     db.execute("DELETE FROM tree_keys WHERE number > 1")
     with pytest.raises(LogChanged):
         sign()
-    accept_restore(dsn, ledger, files, "the disk failed", NOW)
-    db.execute("INSERT INTO events SELECT 'account/x', 1, max(position) + 1, 'AccountFrozen', now(), '{}' FROM events")
+    third = files.prepare_next().public
+    note = Note.parse(accept_restore(dsn, ledger, files, "the disk failed", NOW))
+    assert note.signers([old, new, third]) == [old, new], "at that point of the log only the old key is known"
     sign()
-    signers = [Note.parse(note).signers([old, new]) for _, _, note in heads(db)]
-    assert signers == [[old], [old, new]]
-    check_heads(db, [old, new])
+    sign()
+    introduced = [TreeHead.parse(Note.parse(note).text).next_key for _, _, note in heads(db)]
+    assert introduced == [None, new, third], "one at a time, and without waiting for the log to grow"
+    signers = [Note.parse(note).signers([old, new, third]) for _, _, note in heads(db)]
+    assert signers == [[old], [old, new], [new, third]]
+    check_heads(db, [old, new, third])
+    assert files.key().public == third
 
 
 def test_a_key_that_others_can_read_is_not_used(files: KeyFiles) -> None:

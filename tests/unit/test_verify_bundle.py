@@ -161,9 +161,10 @@ def root(rows: Sequence[Row]) -> bytes:
     return merkle.root_of(map(merkle.leaf_hash, leaves))
 
 
-def head(rows: Sequence[Row], *keys: SigningKey) -> str:
+def head(rows: Sequence[Row], *keys: SigningKey, introduces: SigningKey | None = None) -> str:
     """A signed head of all these rows."""
-    return sign(TreeHead(ORIGIN, len(rows), root(rows)).text, keys or [KEY])
+    next_key = None if introduces is None else introduces.public
+    return sign(TreeHead(ORIGIN, len(rows), root(rows), next_key).text, keys or [KEY])
 
 
 def heads_of(rows: Sequence[Row], *sizes: int) -> dict[int, list[str]]:
@@ -352,7 +353,11 @@ def test_keys_and_notes_are_those_of_the_ledger() -> None:
     assert note.signed_by(key)
     assert not note.signed_by(verifier.Key.from_text(str(STRANGER.public)))
     read = read_head(head(log()), [KEY.public])
-    assert verifier.Head.from_note(note, ORIGIN) == (read.size, read.root)
+    assert verifier.Head.from_note(note, ORIGIN) == (read.size, read.root, "")
+    introducing = head(log(), KEY, NEXT_KEY, introduces=NEXT_KEY)
+    assert read_head(introducing, [KEY.public]).next_key == NEXT_KEY.public
+    note = verifier.Note.from_text(introducing)
+    assert verifier.Head.from_note(note, ORIGIN) == (read.size, read.root, str(NEXT_KEY.public))
 
 
 @pytest.mark.parametrize(
@@ -602,21 +607,38 @@ def test_a_bundle_that_a_stranger_signed_agrees_with_itself_only() -> None:
 def test_a_new_key_is_introduced_by_the_old_one() -> None:
     """From then on, it alone signs. Whoever trusts the old one trusts the new one, and the other way round."""
     rows, keys = log(), [KEY, NEXT_KEY]
-    heads = {2: [head(rows[:2])], 19: [head(rows[:19], KEY, NEXT_KEY)], len(rows): [head(rows, NEXT_KEY)]}
+    introduction = head(rows[:19], KEY, NEXT_KEY, introduces=NEXT_KEY)
+    heads = {2: [head(rows[:2])], 19: [introduction], len(rows): [head(rows, NEXT_KEY)]}
+    again = heads | {19: [introduction, introduction]}
     for trusted in keys:
-        report = verified(bundle(rows, heads, keys=keys), trusted=trusted).report
-        assert f"key {KEY.public.id.hex()} introduced key {NEXT_KEY.public.id.hex()}" in report
+        for sound in (heads, again):
+            report = verified(bundle(rows, sound, keys=keys), trusted=trusted).report
+            assert f"key {KEY.public.id.hex()} introduced key {NEXT_KEY.public.id.hex()}" in report
 
-    not_introduced = heads | {19: [head(rows[:19])]}
-    assert "it is not signed by" in wrong(bundle(rows, not_introduced, keys=keys))
-    by_itself = heads | {19: [head(rows[:19], NEXT_KEY)]}
+    by_itself = heads | {19: [head(rows[:19], NEXT_KEY, introduces=NEXT_KEY)]}
     assert "it is not signed by" in wrong(bundle(rows, by_itself, keys=keys))
+    without_it = heads | {19: [head(rows[:19], KEY, introduces=NEXT_KEY)]}
+    assert "the key that it introduces has not signed it" in wrong(bundle(rows, without_it, keys=keys))
     by_the_old_one = heads | {len(rows): [head(rows)]}
     assert "it is not signed by" in wrong(bundle(rows, by_the_old_one, keys=keys))
     never = {len(rows): [head(rows)]}
     assert "no head introduces the key" in wrong(bundle(rows, never, keys=keys))
-    not_the_next = heads | {19: [head(rows[:19], KEY, STRANGER)]}
+    not_the_next = heads | {19: [head(rows[:19], KEY, STRANGER, introduces=STRANGER)]}
     assert "not the next one" in wrong(bundle(rows, not_the_next, keys=[*keys, STRANGER]))
+    one_too_many = heads | {len(rows): [head(rows, NEXT_KEY, STRANGER, introduces=STRANGER)]}
+    assert "not the next one" in wrong(bundle(rows, one_too_many, keys=keys))
+
+
+def test_a_signature_under_an_honest_head_introduces_nobody() -> None:
+    """Anybody who holds one can add his own line to it. Once that was enough, and he could write the log on."""
+    rows, keys = log(), [KEY, STRANGER]
+    signature = head(rows[:19], STRANGER).rpartition("\n\n")[2]
+    heads = {2: [head(rows[:2])], 19: [head(rows[:19]) + signature], len(rows): [head(rows, STRANGER)]}
+    assert "it is not signed by" in wrong(bundle(rows, heads, keys=keys), trusted=KEY)
+    named = heads | {19: [head(rows[:19], STRANGER, introduces=STRANGER)]}
+    assert "it is not signed by" in wrong(bundle(rows, named, keys=keys), trusted=KEY)
+    honest = heads_of(rows, 2) | {19: [head(rows[:19]) + signature]}
+    assert verified(bundle(rows, honest), trusted=KEY).report
 
 
 def test_a_head_that_was_kept_has_to_be_of_the_log() -> None:
@@ -887,7 +909,33 @@ def test_it_shows_an_event_and_its_proof(run: Callable[..., Ended]) -> None:
         pair = [node, bytes.fromhex(sibling)]
         node = merkle.node_hash(*(reversed(pair) if side == "left" else pair))
     assert node.hex() == top[1] == root(log()).hex()
-    assert "there is no position 43" in run("main.bundle", "--inclusion", "43").out
+
+
+@pytest.mark.parametrize(
+    ("position", "why"),
+    [
+        ("43", "what is in it is right, but it has no position 43"),
+        ("0", "'0' is not a position"),
+        ("-3", "not a position"),
+    ],
+)
+def test_a_position_that_is_not_there_is_no_fault_of_the_bundle(
+    run: Callable[..., Ended], position: str, why: str
+) -> None:
+    """It is wrong usage, and says so."""
+    ended = run("main.bundle", f"--inclusion={position}")
+    assert ended.code == 2
+    assert why in ended.err
+    assert "WRONG" not in ended.out + ended.err
+
+
+def test_an_empty_key_is_not_the_same_as_none(run: Callable[..., Ended], tmp_path: Path) -> None:
+    """As a variable of the shell that is not set, or what is left of a command that failed."""
+    (tmp_path / "empty").touch()
+    for empty in ("", str(tmp_path / "empty")):
+        ended = run("main.bundle", "--public-key", empty)
+        assert ended.code == 2
+        assert "Verified" not in ended.out
 
 
 def test_its_help_is_for_somebody_who_never_saw_a_ledger(run: Callable[..., Ended]) -> None:
