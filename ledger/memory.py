@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from ledger.domain.account import Account
 from ledger.domain.aggregate import LedgerAggregate
@@ -15,6 +16,9 @@ from ledger.domain.transfer import Transfer
 from ledger.event_log import RecordedEvent
 from ledger.upcasters import EventMapper
 from ledger.writer import Head, Loaded, Wanted
+
+_LEGS_MOST: Final = 16
+"""A transfer of more is not remembered: only a retry would ask for it, and a bound in streams must be one in bytes."""
 
 
 class Memory:
@@ -98,6 +102,9 @@ class Memory:
         """Take over what was decided and recorded; the log now ends at `head`."""
         self.head = head
         for stream, aggregate in changed.items():
+            aggregate.let_go()
+            if isinstance(aggregate, Transfer) and len(aggregate.outcome.legs) > _LEGS_MOST:
+                continue
             self._known[stream] = aggregate
             self._known.move_to_end(stream)
 

@@ -77,6 +77,10 @@ class LedgerAggregate(BaseAggregate[str]):
         twin._share(self)
         return twin
 
+    def let_go(self) -> None:
+        """Hold on to the events of the command no longer: they are recorded, and what changes next is a copy."""
+        self._pending_events = []
+
     def _share(self, other: Self) -> None:
         """Have the state that the other one has: what a subclass adds to the library's attributes."""
         raise NotImplementedError

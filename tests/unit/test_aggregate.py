@@ -1,4 +1,4 @@
-"""What accounts, payments and transfers share: how they are copied."""
+"""What accounts, payments and transfers share: how they are copied, and remembered."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from ledger.domain.aggregate import LedgerAggregate
 from ledger.domain.events import LedgerEvent
 from ledger.domain.payment import Payment
 from ledger.domain.transfer import Transfer
+from ledger.memory import Memory
+from ledger.upcasters import EventMapper
+from ledger.writer import Head
 
 KINDS: Final[dict[str, type[LedgerAggregate]]] = {
     "account/alice": Account,
@@ -46,3 +49,18 @@ def test_a_copy_has_all_that_the_original_has(original: LedgerAggregate) -> None
     twin = original.copy(pending)
     assert attributes(twin) == attributes(original)
     assert twin.pending_events is pending
+
+
+def test_what_is_remembered_lets_go_of_the_events_of_its_command() -> None:
+    """A transfer of a thousand legs would keep all its events in memory, for as long as one account is remembered."""
+    ledger, memory = Ledger(alice=100, shop=0), Memory(EventMapper(), most_streams=100)
+    ledger.do(transfer("few", leg("alice", "shop", 1)))
+    ledger.do(transfer("many", *(leg("alice", "shop", 1) for _ in range(17))))
+    outcome = ledger.do(authorize(30))
+    memory.recorded(ledger.book.changed, Head(ledger.head, ledger.now))
+    for stream in ("account/alice", "account/shop", "payment/p", "transfer/few"):
+        remembered = memory.get(stream)
+        assert remembered is not None
+        assert not remembered.pending_events
+    assert memory.get("payment/p") is outcome.thing
+    assert not memory.knows("transfer/many"), "as large as all of its legs, and asked for by a retry alone"
