@@ -258,7 +258,9 @@ class Writer:
             raise NotReplicated
 
     def settle(self, lost: Writer, head: Head, rows: Sequence[LogRow]) -> bool:
-        """Whether an append whose outcome `lost` could not tell is in the log.
+        """Whether an append whose outcome `lost` could not tell is in the log, and what it was decided upon as well.
+
+        Without rows, of decisions that record nothing, that is all there is to tell.
 
         The lost session is ended first: what it had not committed by then it can't commit later. Then the log is read
         under the turn, which waits for whoever is still committing.
@@ -268,8 +270,10 @@ class Writer:
         with as_login(self._connection):
             self._connection.execute(SQL.end_session, session)
         with self.turn():
+            there = self.holds(head)
             found = self._connection.execute(SQL.tail, {"after": head.position, "limit": len(rows)}).fetchall()
-        return [(stream, version, topic, bytes(state)) for _, stream, version, topic, _, state in found] == [*rows]
+        is_same = [(stream, version, topic, bytes(state)) for _, stream, version, topic, _, state in found] == [*rows]
+        return there and is_same
 
     def _notice(self, notice: Diagnostic) -> None:
         self._warned = self._warned or notice.sqlstate == _SYNC_REP_CANCELLED

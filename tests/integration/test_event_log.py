@@ -330,6 +330,20 @@ def test_an_append_of_what_is_no_stream_of_ours_records_nothing(
     assert [row.stream for row in read_log(dsn, ledger)] == ["payment/A-1.b_c:d", "account/NULL"]
 
 
+def test_what_was_decided_upon_has_to_be_there_where_nothing_was_to_be_recorded(
+    dsn: str, ledger: str, session: psycopg.Connection[Any], write: Callable[..., Writer]
+) -> None:
+    """Such as a replay whose check was lost, on a promoted server that does not have what it replays."""
+    lost = write()
+    lost.append(Head(), rows([event("account/a")]), utc_now())
+    lost.append(lost.head(), rows([event("account/b")]), utc_now())
+    head = lost.head()
+    assert write().settle(lost, head, [])
+    session.execute("SET session_replication_role = replica")
+    session.execute("DELETE FROM events WHERE position = 2")
+    assert not write().settle(write(), head, [])
+
+
 @pytest.mark.parametrize("recorded", [0, 3])
 def test_an_append_after_a_head_that_is_not_there_records_nothing(
     dsn: str, ledger: str, write: Callable[..., Writer], recorded: int
