@@ -207,6 +207,8 @@ class Committer:
         except OutcomeUnknown as outage:
             log.error("append_stays_unknown", ledger=self._ledger)
             results = _all(chunks, outage)
+        except Outage as outage:
+            results = _all(chunks, outage)
         except LogLostTail as error:
             self._link.stop_writing(str(error))
             results = _all(chunks, WritesStopped(why=str(error)))
@@ -240,15 +242,19 @@ class Committer:
     # --- deciding and recording --------------------------------------------------------------------------------------
 
     def _decide_and_record_somehow(self, work: Work) -> list[list[Result]]:
-        """Decide and record. A connection that turns out to be lost before anything was sent is replaced once."""
+        """Decide and record. A connection that turns out to be lost before anything was sent is replaced once.
+
+        Raises the Outage that stands in the way, such as a wrong clock: what waits then was let in before it was seen.
+        """
         try:
+            self._link.require_no_outage()
             return self._decide_and_record(work)
         except psycopg.OperationalError:
             self._link.lose()
             if not self._link.connect():
                 raise
-            outage = self._link.outage
-            return self._decide_and_record(work) if outage is None else _all(work.chunks, outage.again())
+            self._link.require_no_outage()
+            return self._decide_and_record(work)
 
     def _decide_and_record(self, work: Work) -> list[list[Result]]:
         """Two tries at most: if somebody else appends first, the second try is made in our turn, when nobody can."""
@@ -278,6 +284,7 @@ class Committer:
 
     def _append(self, decided: Decided) -> None:
         """Record what was decided; meanwhile decide what comes next, if that is a batch."""
+        self._link.require_time(decided.after.recorded_at)
         ahead = self._take_ahead(decided)
         meanwhile = partial(self._decide_ahead, ahead, decided) if ahead else None
         try:
@@ -315,6 +322,7 @@ class Committer:
                 self.lost_races += self._memory.head != before
                 decided = self._decider.decide(chunks)
                 if decided.rows:
+                    self._link.require_time(decided.after.recorded_at)
                     writer.append(decided.before, decided.rows, decided.after.recorded_at)
         except AppendUnknown as error:
             assert decided is not None

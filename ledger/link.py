@@ -41,11 +41,18 @@ class Link:
         self._outage: Outage | None = DatabaseUnavailable()
         self._stopped_for_good = False
         self._next_check = 0.0
+        self._compared = 0.0, 0.0
+        """When the clock was last compared with the database's: by the clock, since 1970, and by the monotonic one."""
 
     @property
     def outage(self) -> Outage | None:
         """Why nothing may be decided now, or None."""
         return self._outage
+
+    def require_no_outage(self) -> None:
+        """Raise the Outage that stands in the way, if one does."""
+        if self._outage is not None:
+            raise self._outage.again()
 
     @property
     def is_up(self) -> bool:
@@ -121,10 +128,22 @@ class Link:
             self.catch_up()
             self._check_clock()
 
+    def require_time(self, moment: datetime) -> None:
+        """Raise an Outage if it can't be `moment` now, to be called before that is recorded: it can't be taken back.
+
+        A clock is compared with the database's every few seconds, and may be set between. How long that is ago says how
+        far it must have come; where it has not, it is compared at once.
+        """
+        at_clock, at_monotonic = self._compared
+        if abs(moment.timestamp() - at_clock - (monotonic() - at_monotonic)) > self._clock_off_most_s:
+            self.check(at_leisure=True)
+            self.require_no_outage()
+
     def _check_clock(self) -> None:
         """Serve only while this machine's clock is near the database's and not behind the log's."""
-        offset = self.writer.clock_offset_s
-        behind = (self._memory.head.recorded_at - self._clock()).total_seconds()
+        now, offset = self._clock(), self.writer.clock_offset_s
+        self._compared = now.timestamp(), monotonic()
+        behind = (self._memory.head.recorded_at - now).total_seconds()
         if abs(offset) > self._clock_off_most_s:
             self._outage = WritesStopped(why=f"its clock is {offset:+.1f} s off the database's")
         elif behind > self._clock_off_most_s:
@@ -219,6 +238,7 @@ class Link:
                     raise OutcomeUnknown from error
                 sleep(RECONNECT_S)
             else:
-                self._writer, self._outage = fresh, None
+                self._writer = fresh
+                self._check_clock()
                 log.info("append_settled", ledger=self._ledger, head=decided.before.position, recorded=landed)
                 return landed

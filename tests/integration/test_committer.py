@@ -1135,6 +1135,50 @@ def test_a_clock_that_goes_wrong_under_load_stops_writes(serve: Serve, new_ledge
         assert monotonic() < give_up, "it still serves by a clock that is a minute off"
 
 
+@pytest.mark.parametrize("off", [timedelta(days=365), timedelta(seconds=CLOCK_OFF_S + 1)])
+def test_a_clock_that_was_just_set_wrong_decides_nothing(
+    dsn: str, ledger: str, serve: Serve, session: psycopg.Connection[Any], off: timedelta
+) -> None:
+    """Not one command: a time that was recorded stays, holds would expire by it, and in the end nobody could write."""
+    clock = Clock()
+    desk, elsewhere = serve(clock=clock), serve()
+    desk.do(*WORLD, authorize(1, payment_id="held"))
+    before = read_log(dsn, ledger)
+    clock.off_s = off.total_seconds()
+    assert desk.answer(authorize(1)) == "refused WRITES_STOPPED"
+    assert elsewhere.answer(capture("c", 1, payment_id="held")) == "CAPTURED"
+    assert all(row.recorded_at <= utc_now() for row in read_log(dsn, ledger))
+    assert read_log(dsn, ledger)[: len(before)] == before
+    clock.off_s = 0
+    eventually(lambda: desk.committer.outage is None)
+    assert desk.answer(authorize(1)) == "AUTHORIZED"
+    check_log(dsn, ledger)
+
+
+def test_what_waits_as_a_clock_is_set_wrong_is_not_decided_by_it(
+    dsn: str, ledger: str, serve: Serve, hold_turn: Serve
+) -> None:
+    """Single commands, and what is left of a batch: they are refused, whatever was let in before."""
+    clock = Clock()
+    desk = serve(clock=clock)
+    desk.do(open_account("a"))
+    turn = hold_turn()
+    first = desk.submit(open_account("b"))
+    eventually(lambda: turn.waiting)
+    batch = desk.submit(*(open_account(f"c{number}") for number in range(3_000)))
+    single = desk.submit(open_account("d"))
+    clock.off_s = 3600
+    turn.release()
+    wait([first, batch, single], FOREVER_S)
+    assert all(row.recorded_at <= utc_now() for row in read_log(dsn, ledger))
+    assert first.result()[0].position == 2
+    assert isinstance(batch.result()[-1], WritesStopped)
+    assert isinstance(single.result()[0], WritesStopped)
+    clock.off_s = 0
+    eventually(lambda: desk.committer.outage is None)
+    assert desk.answer(open_account("d")) == "OPEN"
+
+
 def test_a_clock_that_is_wrong_after_a_reconnect_records_nothing(
     dsn: str, ledger: str, serve: Serve, session: psycopg.Connection[Any]
 ) -> None:
