@@ -29,7 +29,8 @@ NOT_SOUND: Final = "\N{BALLOT X}"
 class History:
     """What the log has of one stream up to a position: its first event, its last ones, and how many it has in all.
 
-    It is whole if their versions are 1, 2, 3 ...: of what was told, nothing was left out.
+    It is whole if their versions are 1, 2, 3 ...: of what was told, nothing was left out. What is proven is the first
+    event and the last ones, in this order, and the first only once if it is one of those.
     """
 
     first: Event
@@ -44,9 +45,23 @@ class History:
         return self.first.stream.partition("/")[0]
 
     @property
+    def is_first_wrong(self) -> bool:
+        """Whether the first event was to be proven, and is not."""
+        return self.proven is not None and self.proven.wrong[0] is not None
+
+    @property
     def is_sound(self) -> bool:
         """Whether nothing was left out, and every event that was to be proven is."""
         return self.is_whole and (self.proven is None or not any(self.proven.wrong))
+
+    def is_proven(self, number: int) -> bool:
+        """Whether all that the line of this one of the events says is proven.
+
+        Only the first event of a payment says in which currency it is: without that, no amount of it is proven.
+        """
+        assert self.proven is not None
+        lacks_currency = self.kind == "payment" and self.is_first_wrong
+        return self.proven.wrong[number - len(self.events)] is None and not lacks_currency
 
 
 def history_of(ask: Ask, ledger: str, streams: Sequence[str], key: PublicKey | None, limit: int) -> History:
@@ -68,7 +83,8 @@ def history_of(ask: Ask, ledger: str, streams: Sequence[str], key: PublicKey | N
     (telling,) = told.values()
     assert telling.first is not None
     events = list(telling.last)
-    proven = prove(ask, ledger, events, key) if key else None
+    unseen = [telling.first] if telling.count > len(events) else []
+    proven = prove(ask, ledger, [*unseen, *events], key) if key else None
     return History(telling.first, events, telling.count, telling.is_whole, position, proven)
 
 
@@ -102,7 +118,7 @@ def _events_as_json(history: History) -> Iterator[dict[str, Any]]:
     lines = Story(history.first, history.events).lines()
     for number, (event, line) in enumerate(zip(history.events, lines, strict=True)):
         fields = MessageToDict(event, preserving_proto_field_name=True)
-        proof = {"proven": history.proven.wrong[number] is None} if history.proven else {}
+        proof = {"proven": history.is_proven(number)} if history.proven else {}
         yield {**fields, **_state_as_json(event), "what": line.what, **proof}
 
 
@@ -142,7 +158,7 @@ def show(screen: Console, history: History) -> None:
 def _proof(history: History, number: int) -> Iterator[str]:
     """The mark of an event, and the size of the tree that it is in."""
     if history.proven:
-        yield f"{NOT_SOUND if history.proven.wrong[number] else SOUND} {history.proven.head.size}"
+        yield f"{SOUND if history.is_proven(number) else NOT_SOUND} {history.proven.head.size}"
 
 
 def _summary(history: History) -> Text:
@@ -151,6 +167,9 @@ def _summary(history: History) -> Text:
     if shown < history.count:
         what = f"The last {shown:,} of {history.count:,} events, see --limit"
     text = f"{what}. Read at position {history.position}. {_verdict(history.proven)}"
+    if history.is_first_wrong:
+        currency = ", which alone says in what currency the amounts are" if history.kind == "payment" else ""
+        text += f" The FIRST event is not proven{currency}."
     if not history.is_whole:
         text += " And events are MISSING between them: their versions are not 1, 2, 3 ..."
     return Text(text, "" if history.is_sound else "bold red")

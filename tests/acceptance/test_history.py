@@ -34,7 +34,7 @@ from test_api import (
 from test_console import Shell
 
 from ledger.audit.note import SigningKey, read_head
-from ledger.console.history import as_json, history_of, show
+from ledger.console.history import History, as_json, history_of, show
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL
 from ledger.v1.audit_pb2 import Event as LoggedEvent
 from ledger.v1.audit_pb2 import ReadEventsRequest
@@ -222,20 +222,29 @@ def test_a_head_that_another_key_has_signed_proves_nothing(lived: Client, shell:
         assert "is not to be trusted" in shell.refused(f"audit history alice~ --public-key {key}")
 
 
+def lying(client: Client, number: int, **lie: Any) -> Callable[[Any], Any]:
+    """The server, but for one event of those that it is asked for."""
+
+    def ask(request: Any) -> Any:
+        if not isinstance(request, ReadEventsRequest):
+            return client(request)
+        responses = list(client.stream(request))
+        responses[0].events[number].MergeFrom(LoggedEvent(**lie))
+        return responses
+
+    return ask
+
+
+def printed(history: History) -> str:
+    screen = Console(width=1_000, file=StringIO())
+    show(screen, history)
+    text: str = screen.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
 def test_an_event_that_is_not_in_the_log_is_found_out(lived: Client, server: LedgerServer) -> None:
     """Whatever of it a server tells otherwise than it was recorded, its line is marked, and no other."""
-
-    def lying(**lie: Any) -> Callable[[Any], Any]:
-        def ask(request: Any) -> Any:
-            if not isinstance(request, ReadEventsRequest):
-                return lived(request)
-            responses = list(lived.stream(request))
-            changed = responses[0].events[2]
-            changed.MergeFrom(LoggedEvent(**lie))
-            return responses
-
-        return ask
-
+    stream = lived.name("account/alice~")
     lies: list[dict[str, Any]] = [
         {"state": b'{"amount": 1}'},
         {"state": b"\xff"},
@@ -245,17 +254,43 @@ def test_an_event_that_is_not_in_the_log_is_found_out(lived: Client, server: Led
         {"position": 1},
     ]
     for lie in lies:
-        found = history_of(lying(**lie), server.ledger, [lived.name("account/alice~")], server.public_key, 100)
+        found = history_of(lying(lived, 2, **lie), server.ledger, [stream], server.public_key, 100)
         assert found.proven
         assert [each is not None for each in found.proven.wrong] == [number == 2 for number in range(15)], lie
         assert not found.is_sound
         assert [each["proven"] for each in json.loads(as_json(found))["events"]].count(False) == 1
-        screen = Console(width=1_000, file=StringIO())
-        show(screen, found)
-        printed = screen.file.getvalue()  # type: ignore[attr-defined]
-        assert (printed.count("✗"), printed.count("✓")) == (1, 14)
-        assert "1 of these is NOT in the log" in printed
-    assert history_of(lying(), server.ledger, [lived.name("account/alice~")], server.public_key, 100).is_sound
+        text = printed(found)
+        assert (text.count("✗"), text.count("✓")) == (1, 14)
+        assert "1 of these is NOT in the log" in text
+    assert history_of(lying(lived, 2), server.ledger, [stream], server.public_key, 100).is_sound
+
+
+def test_no_line_of_a_payment_is_proven_without_its_first_event(lived: Client, server: LedgerServer) -> None:
+    """Only that one says in what currency the others are, whether it is among those that are shown or not."""
+    stream = lived.name("payment/order~")
+    (response,) = lived.stream(ReadEventsRequest(streams=[stream]))
+    in_yen = response.events[0].state.replace(b'"EUR"', b'"JPY"')
+    for shown in (1, 4, 5):
+        found = history_of(lying(lived, 0, state=in_yen), server.ledger, [stream], server.public_key, shown)
+        assert not found.is_sound
+        text = printed(found)
+        assert "refunded 400 JPY" in text
+        assert (text.count("✗"), text.count("✓")) == (shown, 0)
+        assert "The FIRST event is not proven, which alone says in what currency the amounts are." in text
+        assert [each["proven"] for each in json.loads(as_json(found))["events"]] == [False] * shown
+        honest = history_of(lying(lived, 0), server.ledger, [stream], server.public_key, shown)
+        assert honest.is_sound
+        assert (printed(honest).count("✗"), printed(honest).count("✓")) == (0, shown)
+
+
+def test_the_first_event_of_an_account_is_proven_if_it_is_not_shown(lived: Client, server: LedgerServer) -> None:
+    """What the later ones say they say themselves: their lines stay proven, and yet something is wrong."""
+    stream = lived.name("account/alice~")
+    found = history_of(lying(lived, 0, state=b"{}"), server.ledger, [stream], server.public_key, 3)
+    assert not found.is_sound
+    text = printed(found)
+    assert (text.count("✗"), text.count("✓")) == (0, 3)
+    assert text.endswith("The FIRST event is not proven.\n")
 
 
 def test_an_event_that_is_left_out_is_missed(lived: Client, server: LedgerServer) -> None:
@@ -270,6 +305,4 @@ def test_an_event_that_is_left_out_is_missed(lived: Client, server: LedgerServer
 
     found = history_of(hiding, server.ledger, [lived.name("account/alice~")], server.public_key, 3)
     assert not found.is_sound
-    screen = Console(width=1_000, file=StringIO())
-    show(screen, found)
-    assert "events are MISSING between them" in screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "events are MISSING between them" in printed(found)
