@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Container
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from ledger.exits import EXIT_USAGE, fail
 from ledger.settings import Settings, variable
+from ledger.terminal import quoted
+
+if TYPE_CHECKING:
+    from ledger.audit.note import PublicKey
 
 Dsn = Annotated[
     str | None, typer.Option("--dsn", help="Connection string of a Postgres 16 or newer, instead of an embedded one.")
@@ -22,6 +26,9 @@ LedgerName = Annotated[str | None, typer.Option("--ledger", metavar="NAME", help
 Server = Annotated[
     str | None,
     typer.Option("--server", metavar="HOST:PORT", help="Where a server listens.  \\[127.0.0.1:50051]"),
+]
+TrustedKey = Annotated[
+    str | None, typer.Option("--public-key", metavar="TEXT|FILE", help="The ledger's public key, which you trust.")
 ]
 
 
@@ -35,6 +42,26 @@ def settings_of(**flags: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         fail("; ".join(_problem(each, flags=given) for each in error.errors()), EXIT_USAGE)
+
+
+def trusted_key(given: str) -> PublicKey:
+    """The key that is given as text, or in a file. One that is none is wrong usage."""
+    from ledger.audit.note import NoteInvalid, PublicKey
+
+    try:
+        is_text = not given.strip() or ("+" in given and not Path(given).is_file())
+        text = given if is_text else Path(given).read_text(encoding="utf-8")
+        if text.strip():
+            return PublicKey.parse(text)
+        # An unset variable of a shell, or a file that was never filled, must not pass for a key that wasn't given.
+        why = "the key is empty"
+    except NoteInvalid as error:
+        why = str(error)
+    except UnicodeDecodeError:
+        why = "is not UTF-8"
+    except OSError as error:
+        why = str(error.strerror)
+    raise typer.BadParameter(f"{quoted(given)}: {why}.", param_hint="--public-key")
 
 
 def _problem(error: Any, flags: Container[str]) -> str:

@@ -13,13 +13,12 @@ import typer
 from ledger.bars import Bars
 from ledger.database import reached
 from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
-from ledger.flags import DataDir, Dsn, LedgerName, settings_of
+from ledger.flags import DataDir, Dsn, LedgerName, TrustedKey, settings_of, trusted_key
 from ledger.migrations import require_migrated
 from ledger.postgres import Role
 from ledger.terminal import quoted
 
 if TYPE_CHECKING:
-    from ledger.audit.note import PublicKey
     from ledger.audit.records import KeptHead
 
 app = typer.Typer(help="Verify the history, prove a fact, take it home.", no_args_is_help=True)
@@ -45,9 +44,7 @@ def verify(
     dsn: Dsn = None,
     data_dir: DataDir = None,
     ledger: LedgerName = None,
-    public_key: Annotated[
-        str | None, typer.Option("--public-key", metavar="TEXT|FILE", help="The ledger's public key, which you trust.")
-    ] = None,
+    public_key: TrustedKey = None,
     heads: KeptHeads = None,
     read_models: Annotated[
         bool, typer.Option("--read-models/--no-read-models", help="Compare the read models too.  \\[yes]")
@@ -62,7 +59,7 @@ def verify(
     from ledger.audit.verify import verify
 
     settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
-    key = None if public_key is None else _public_key(public_key)
+    key = None if public_key is None else trusted_key(public_key)
     kept = [_kept_head(each) for each in heads or ()]
     with reached(settings) as database, Bars() as bars:
         require_migrated(database, settings.ledger, Role.AUDITOR)
@@ -100,16 +97,6 @@ def digest(
         except NoDigest as error:
             fail(str(error), EXIT_FAILED)
     typer.echo(json.dumps({"format": FORMAT, **made._asdict()}) if as_json else made.line)
-
-
-def _public_key(given: str) -> PublicKey:
-    """A key as text, or that in a file."""
-    from ledger.audit.note import NoteInvalid, PublicKey
-
-    try:
-        return PublicKey.parse(given if "+" in given and not Path(given).is_file() else _read(Path(given)))
-    except NoteInvalid as error:
-        raise typer.BadParameter(f"{quoted(given)}: {error}.", param_hint="--public-key") from None
 
 
 def _kept_head(file: Path) -> KeptHead:
@@ -172,9 +159,7 @@ def export_command(
 @app.command(name="check")
 def check(
     bundle: Annotated[Path, typer.Argument(metavar="FILE", help="A bundle, as `ledger audit export` writes it.")],
-    public_key: Annotated[
-        str | None, typer.Option("--public-key", metavar="TEXT|FILE", help="The ledger's public key, which you trust.")
-    ] = None,
+    public_key: TrustedKey = None,
     head: Annotated[Path | None, typer.Option("--head", metavar="FILE", help="A signed head that you kept.")] = None,
     save_head: Annotated[
         Path | None, typer.Option("--save-head", metavar="FILE", help="Keep the last head here, if all is verified.")
@@ -187,7 +172,8 @@ def check(
 
     Exits with 0 if all is well, and with 1 if something is wrong.
     """
-    options = {"--public-key": public_key, "--head": head, "--save-head": save_head, "--inclusion": inclusion}
+    key = None if public_key is None else trusted_key(public_key)
+    options = {"--public-key": key, "--head": head, "--save-head": save_head, "--inclusion": inclusion}
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     # -P: nothing that stands beside it, here or where it is installed, can take the place of what it imports.
     command = [sys.executable, "-P", str(PROGRAM), *given, "--", str(bundle)]

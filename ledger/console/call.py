@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from io import TextIOWrapper
-from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from google.protobuf.json_format import MessageToJson
@@ -19,9 +18,12 @@ from rich.console import Console
 from ledger.console import show
 from ledger.console.options import Expect, MinPosition, ValidateOnly
 from ledger.exits import EXIT_FAILED
-from ledger.flags import LedgerName, Server, settings_of
+from ledger.flags import LedgerName, Server, TrustedKey, settings_of, trusted_key
 from ledger.settings import Settings
 from ledger.v1.ledger_pb2 import SortOrder
+
+if TYPE_CHECKING:
+    from ledger.audit.note import PublicKey
 
 PAGE_MOST: Final = 1_000
 
@@ -150,16 +152,8 @@ class ReadMany(Read):
 class Check(Call):
     """A command that takes nobody's word for what the log says."""
 
-    public_key: Annotated[
-        str | None, typer.Option("--public-key", metavar="TEXT|FILE", help="The ledger's public key, which you trust.")
-    ] = None
+    public_key: TrustedKey = None
 
-    def key(self) -> Any:
+    def key(self) -> PublicKey | None:
         """The key that is trusted, or None. One that is none is wrong usage."""
-        from ledger.audit.note import NoteInvalid, PublicKey
-
-        given = self.public_key
-        try:
-            return given and PublicKey.parse(Path(given).read_text() if Path(given).is_file() else given)
-        except (NoteInvalid, OSError, ValueError) as error:
-            raise typer.BadParameter(f"{error}.", param_hint="--public-key") from None
+        return None if self.public_key is None else trusted_key(self.public_key)

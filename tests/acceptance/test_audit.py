@@ -134,6 +134,22 @@ def test_what_can_not_be_asked_is_wrong_usage(server: LedgerServer, tmp_path: Pa
         assert "Traceback" not in run.stderr
 
 
+@pytest.mark.usefixtures("kept")
+def test_an_empty_key_or_head_is_not_one_that_was_not_given(server: LedgerServer, tmp_path: Path) -> None:
+    """As an unset variable of a shell gives them: else all would be verified by the ledger's own word."""
+    bundle, empty = tmp_path / "home.bundle", tmp_path / "empty"
+    empty.touch()
+    assert audit(server, "export", "--to", bundle).returncode == 0
+    where = "--dsn", server.dsn("auditor"), "--ledger", server.ledger
+    for command in (("verify", *where), ("check", bundle)):
+        for given in ("", empty):
+            run = run_ledger("audit", *command, "--public-key", given)
+            assert (run.returncode, run.stdout) == (2, ""), (command, given)
+            assert "the key is empty" in " ".join(run.stderr.replace("│", "").split())
+            run = run_ledger("audit", *command, "--head", given)
+            assert (run.returncode, run.stdout) == (2, ""), (command, given)
+
+
 def test_what_can_not_be_reached_is_said_in_one_line(server: LedgerServer, tmp_path: Path) -> None:
     """A database that is away, a ledger that is not there, a folder without one."""
     for where in (

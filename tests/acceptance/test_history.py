@@ -177,7 +177,7 @@ def test_the_story_as_json(lived: Client, shell: Shell) -> None:
         assert ParseDict(event, LoggedEvent(state=stored.state)) == stored
 
 
-def test_what_is_not_there_or_not_clear_is_said(lived: Client, shell: Shell) -> None:
+def test_what_is_not_there_or_not_clear_is_said(lived: Client, shell: Shell, tmp_path: Path) -> None:
     """With the exit codes that the help explains."""
     for thing, says in (
         ("nobody~", "nothing of account/nobody~ or payment/nobody~ or transfer/nobody~"),
@@ -189,6 +189,10 @@ def test_what_is_not_there_or_not_clear_is_said(lived: Client, shell: Shell) -> 
         assert "is not account/ID" in shell.usage(f"audit history {thing}"), thing
     for key in ("nonsense+a+b", "/nowhere", "ledger/main+00000000+AaaaAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"):
         assert "--public-key" in shell.usage(f"audit history alice~ --public-key {key}"), key
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    for key in ("''", "' '", empty):
+        assert "the key is empty" in shell.usage(f"audit history alice~ --public-key {key}"), key
 
 
 # --- the proof -------------------------------------------------------------------------------------------------------
