@@ -97,6 +97,10 @@ class LedgerServer:
         """What an auditor of this server was given."""
         return self._key_files.key().public
 
+    def rotate_key(self) -> None:
+        """What `ledger audit rotate-key` does: the next head introduces another key."""
+        self._key_files.prepare_next()
+
     @property
     def _key_files(self) -> KeyFiles:
         return KeyFiles(

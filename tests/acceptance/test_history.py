@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.json_format import ParseDict
 from rich.console import Console
-from serving import LedgerServer
+from serving import LedgerServer, run_ledger, serving
 from test_api import (
     Client,
     at,
@@ -37,7 +37,7 @@ from ledger.audit.note import SigningKey, read_head
 from ledger.console.history import History, as_json, history_of, show
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL
 from ledger.v1.audit_pb2 import Event as LoggedEvent
-from ledger.v1.audit_pb2 import ReadEventsRequest
+from ledger.v1.audit_pb2 import GetTreeHeadRequest, ReadEventsRequest
 
 
 @pytest.fixture
@@ -224,6 +224,26 @@ def test_a_head_that_another_key_has_signed_proves_nothing(lived: Client, shell:
 
     for key in (stranger, other_ledger):
         assert "is not to be trusted" in shell.refused(f"audit history alice~ --public-key {key}")
+
+
+def test_who_has_an_older_key_is_told_how_to_get_the_new_one(tmp_path: Path) -> None:
+    """A key that was changed is no sign of fraud: the older one has introduced the new one, and `verify` names it."""
+    with serving(tmp_path) as server, server.channel() as channel:
+        client, old = Client(channel, server.ledger, "x"), server.public_key
+        shell = Shell(server, client)
+        client.do(opening("alice~"))
+        client(GetTreeHeadRequest(min_position=client.position))
+        server.rotate_key()
+        for name in ("bob~", "carol~"):  # The first head may be signed by both keys, the second only by the new one.
+            client.do(opening(name))
+            client(GetTreeHeadRequest(min_position=client.position))
+
+        says = shell.refused(f"audit history alice~ --public-key {old}")
+        assert "your key has not signed it; if the ledger's key was changed since, give the new one" in says
+        assert len(says.splitlines()) == 1
+        verified = run_ledger("audit", "verify", *server.where, "--ledger", server.ledger, "--public-key", old)
+        assert f"  key: {server.public_key}" in verified.stdout.splitlines()
+        assert shell.ok(f"audit history alice~ --public-key {server.public_key}")
 
 
 def lying(client: Client, number: int, **lie: Any) -> Callable[[Any], Any]:
