@@ -84,7 +84,8 @@ class Chunk:
 class Queue:
     """The tickets that wait. Single commands go before batches, batches take turns, the ledger's own go last.
 
-    Bounded in commands of clients: the ledger's own are few, and neither refused nor a reason to refuse a client.
+    Bounded in commands of clients: the ledger's own are few, and neither refused nor a reason to refuse a client. Where
+    no client waits a batch is let in however large it is: there would never be more room for it.
     """
 
     def __init__(self, most_commands: int) -> None:
@@ -105,7 +106,7 @@ class Queue:
         return self._waiting + self._waiting_after
 
     def put(self, ticket: Ticket) -> None:
-        """Queue a ticket; raise QueueFull if there is no room for all its commands, ShuttingDown if it is closed."""
+        """Queue a ticket; raise QueueFull if there is no room for it beside those that wait, ShuttingDown if closed."""
         with self._changed:
             if self._closed:
                 raise ShuttingDown
@@ -114,7 +115,7 @@ class Queue:
                 self._after_clients.append(ticket)
                 self._changed.notify()
                 return
-            if self._waiting + len(ticket.commands) > self._most:
+            if self._waiting and self._waiting + len(ticket.commands) > self._most:
                 raise QueueFull(waiting=self._waiting)
             self._waiting += len(ticket.commands)
             (self._singles if len(ticket.commands) == 1 else self._batches).append(ticket)

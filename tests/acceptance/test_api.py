@@ -2655,12 +2655,31 @@ def narrow(tmp_path_factory: pytest.TempPathFactory, log: psycopg.Connection[Any
     log.execute(f"DROP SCHEMA ledger_test_{tag} CASCADE")
 
 
-def test_more_commands_than_the_queue_takes_are_refused_with_a_pause(narrow: Client) -> None:
+def test_more_commands_than_the_queue_takes_are_refused_with_a_pause(
+    narrow: Client, log: psycopg.Connection[Any]
+) -> None:
     """At once, with how many wait and how long to pause (which every refusal here is checked for); others go on."""
-    refused = narrow.refuses(batch(*(opening(f"a{number}~") for number in range(4))))
+    calls: list[Any] = []
 
-    assert refused == Refused(StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", {"waiting": "0"})
-    assert not narrow(opening("a0~")).replayed
+    def is_full() -> bool:
+        """While nothing can be appended, only a refusal answers a call."""
+        calls.append(narrow.start(opening(f"full{len(calls)}~")))
+        return any(call.done() for call in calls)
+
+    with log.transaction():
+        log.execute(f"SELECT FROM ledger_{narrow.ledger}.log_turn FOR UPDATE")
+        eventually(is_full)
+        refused = [call for call in calls if call.done()]
+
+    full = Refused(StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", {"waiting": "3"})
+    assert [refused_by(call.exception()) for call in refused] == [full] * len(refused)
+    assert [call.code() for call in calls].count(StatusCode.OK) >= 4
+    assert not narrow(opening("full~")).replayed
+
+
+def test_a_batch_of_more_commands_than_the_queue_takes_is_done_by_a_server_at_rest(narrow: Client) -> None:
+    """No pause would ever make room for it."""
+    assert len(narrow.do(*(opening(f"large{number}~") for number in range(4)))) == 4
 
 
 def test_a_read_that_waits_in_vain_names_both_positions(narrow: Client) -> None:

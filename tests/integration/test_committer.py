@@ -944,6 +944,24 @@ def test_a_full_queue_refuses_at_once(dsn: str, ledger: str, serve: Serve, hold_
     assert opened == {f"account/{each}" for each in ("bank", "alice", "shop", "first", *"abcefg")}
 
 
+def test_a_batch_that_the_queue_never_has_room_for_is_let_in_where_nothing_waits(
+    dsn: str, ledger: str, serve: Serve, hold_turn: Serve
+) -> None:
+    """Else it would be refused for ever, by a server at rest. While a command waits it is refused."""
+    desk = serve(queue_most=2)
+    large = [open_account(f"a{number}") for number in range(5)]
+    turn = hold_turn()
+    first = desk.submit(open_account("first"))
+    eventually(lambda: turn.waiting)
+    second = desk.submit(open_account("second"))
+    with pytest.raises(QueueFull, match="1"):
+        desk.submit(*large)
+    turn.release()
+    wait([first, second], FOREVER_S)
+    assert [each.words for each in desk.do(*large)] == ["OPEN"] * 5
+    check_log(dsn, ledger)
+
+
 def without_times(log: list[Row]) -> list[Any]:
     times = ("timestamp", "expires_at", "effective_at", "correlation_id")
     return [
