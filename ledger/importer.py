@@ -39,6 +39,8 @@ from ledger.row_outcomes import Counts, Outcome, Verdict, explanation, verdict
 from ledger.v1 import account_pb2, batch_pb2, ledger_pb2
 
 COMMANDS_PER_BATCH: Final = 1_000
+BYTES_PER_BATCH: Final = 512 * 1024
+"""Of the file, and the rest of the last row. A payment's id is sent three times: that is still less than 2 MiB of 3."""
 
 _UNKNOWN_MOST: Final = 10_000
 
@@ -100,6 +102,8 @@ class RowBatch:
     """Rows that are sent together."""
 
     request: Request
+    bytes_before: int = 0
+    """How much of the file was read before the first of the rows."""
     rows: list[SentRow] = field(default_factory=list)
     bytes_read: int = 0
     """How much of the file is read with the last of the rows."""
@@ -107,7 +111,11 @@ class RowBatch:
 
     @property
     def is_full(self) -> bool:
-        return len(self.request.commands) >= COMMANDS_PER_BATCH or len(self.rows) >= COMMANDS_PER_BATCH
+        return (
+            len(self.request.commands) >= COMMANDS_PER_BATCH
+            or len(self.rows) >= COMMANDS_PER_BATCH
+            or self.bytes_read - self.bytes_before >= BYTES_PER_BATCH
+        )
 
     def verdicts(self, results: Sequence[batch_pb2.BatchResult]) -> Iterator[tuple[Row, Verdict]]:
         """What became of each row."""
@@ -165,15 +173,15 @@ class Import:
         self._count(before, self._results(before), outcomes, rejects)
         return Counts.of(outcomes)
 
-    def _new_batch(self) -> RowBatch:
-        return RowBatch(self._client.batch_of())
+    def _new_batch(self, bytes_before: int = 0) -> RowBatch:
+        return RowBatch(self._client.batch_of(), bytes_before)
 
     def _batches(self, file: CsvFile, encode: Encode) -> Iterator[RowBatch]:
-        batch = self._new_batch()
+        batch = self._new_batch(file.bytes_read)
         for row in file:
             if batch.is_full:
                 yield batch
-                batch = self._new_batch()
+                batch = self._new_batch(batch.bytes_read)
             batch.rows.append(_encoded(row, encode, batch.request))
             batch.bytes_read = file.bytes_read
         yield batch

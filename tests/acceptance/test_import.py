@@ -206,6 +206,32 @@ def test_a_broken_row_is_written_out_with_its_reason_and_spoils_no_other(history
     )
 
 
+@pytest.mark.parametrize("count", [12, 60])
+def test_rows_with_long_cells_are_refused_one_by_one(history: History, count: int) -> None:
+    """However many come together, more than a request may have or gRPC takes; and a row that is too long by itself."""
+    long = "long" * 15_000
+    history.write(
+        PEOPLE,
+        [
+            f"t1~,{DAY},transfer,bank~,alice~,10.00,",
+            *(f"x{number}~,{DAY},transfer,bank~,alice~,10.00,{long}" for number in range(2 * count)),
+            *(f"{number}{long},{DAY},payment,alice~,bob~,1.00," for number in range(count)),
+            f"x~,{DAY},transfer,bank~,alice~,10.00,{2 * long}",
+            f"t2~,{DAY},payment,alice~,bob~,4.00,",
+        ],
+    )
+
+    summary = history.run()
+
+    assert (summary.movements.done, summary.movements.refused) == (2, 3 * count + 1)
+    assert [row["reason"].split(": ")[:2] for row in history.rejected(history.movements)] == [
+        *[["INVALID_ARGUMENT", "reference"]] * 2 * count,
+        *[["INVALID_ARGUMENT", "id"]] * count,
+        ["longer than 65,536 bytes"],
+    ]
+    assert (history.posted("alice"), history.posted("bob")) == (600, 400)
+
+
 def test_a_row_that_the_accounts_decline_stays_declined(history: History) -> None:
     """A decline is recorded and final for its id, whatever comes later; running it again says the same."""
     history.write(
