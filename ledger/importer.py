@@ -191,7 +191,15 @@ class Import:
             return []
         results = batch.sent.results()
         self._position = max(self._position, batch.sent.position)
+        self._learn_currencies(results)
         return results
+
+    def _learn_currencies(self, results: Sequence[batch_pb2.BatchResult]) -> None:
+        """The row that opened an account tells its currency, whatever a row that was refused said before."""
+        for result in results:
+            if result.HasField("open_account"):
+                account = result.open_account.account
+                self._currencies[account.account_id] = sys.intern(account.currency_code)
 
     def _count(
         self,
@@ -210,6 +218,7 @@ class Import:
 
     def _add_account(self, cells: Sequence[str], request: Request) -> None:
         account = read_account(cells)
+        # Kept if the row is refused too: amounts that are meant in this currency must not be read in another one.
         self._currencies.setdefault(account.account_id, sys.intern(account.currency_code))
         command = request.commands.add().open_account
         command.account_id = account.account_id

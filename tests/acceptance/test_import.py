@@ -153,6 +153,33 @@ def test_an_account_that_the_file_lacks_is_asked_from_the_ledger(history: Histor
     assert nobody["reason"].startswith("from_account: NOT_FOUND: ")
 
 
+def test_amounts_are_in_the_currency_that_the_account_was_opened_in(history: History) -> None:
+    """An account whose first row is refused, and whose second is not, has the currency of the second."""
+    history.write(
+        ["bank~,USD,external,5", "bank~,JPY,external,", "bank~,USD,external,", "kenji~,JPY,customer,"],
+        [f"t1~,{DAY},transfer,bank~,kenji~,500,", f"t2~,{DAY},transfer,bank~,kenji~,5.00,"],
+    )
+
+    summary = history.run()
+
+    assert [row["line"] for row in history.rejected(history.accounts)] == ["2", "4"]
+    assert (summary.movements.done, summary.movements.refused) == (1, 1)
+    assert history.posted("kenji") == 500
+
+
+def test_amounts_are_not_read_in_a_currency_that_the_file_does_not_mean(history: History) -> None:
+    """Where the ledger has the account in another one, what it pays is refused too: 500 yen are not 500 EUR."""
+    history.write(["bank~,EUR,external,", "alice~,EUR,customer,"], [])
+    history.run()
+    history.write(["bank~,JPY,external,"], [f"t1~,{DAY},transfer,bank~,alice~,500,"])
+
+    summary = history.run()
+
+    assert (summary.accounts.refused, summary.movements.refused) == (1, 1)
+    assert "holds EUR, not JPY" in history.rejected(history.movements)[0]["reason"]
+    assert history.posted("alice") == 0
+
+
 # --- what does not ---------------------------------------------------------------------------------------------------
 
 
