@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -12,7 +12,7 @@ import psycopg
 from psycopg import Connection
 
 from ledger.durability import unsafe_settings
-from ledger.migrations import SchemaError, require_migrated
+from ledger.migrations import SchemaError, migrations, require_migrated
 from ledger.postgres import Role, connect, role_name, schema_of, sql_blocks
 from ledger.roles import RIGHTS, SERVER_ROLES, Right, RoleMissing, differences, require_member, rights
 
@@ -36,15 +36,35 @@ OTHER_ENGINES: Final = (
 )
 """Marks of what speaks like Postgres and is not: locks, snapshots or triggers are not what the log relies on."""
 
-GUARDS: Final = {
-    "events": "events_are_never_changed",
-    "log_turn": "log_turn_is_never_changed",
-    "tree_heads": "tree_heads_are_never_changed",
-    "tree_breaks": "tree_breaks_are_never_changed",
-    "tree_keys": "tree_keys_are_never_changed",
-    "tree_tiles": "tree_tiles_only_grow",
-}
-"""The triggers that keep recorded rows as they are."""
+
+class Guard(NamedTuple):
+    """A trigger that keeps recorded rows as they are, and the function that it calls."""
+
+    table: str
+    trigger: str
+    kind: int
+    """When it fires, as `pg_trigger.tgtype` has it."""
+    function: str
+    body: str
+
+
+_FUNCTION: Final = re.compile(r"CREATE FUNCTION (\w+)\(\) RETURNS trigger LANGUAGE \w+ AS \$\$(.*?)\$\$;", re.DOTALL)
+_TRIGGER: Final = re.compile(r"CREATE TRIGGER (\w+) (.+?) ON (\w+)\s+FOR EACH (\w+) EXECUTE FUNCTION (\w+)\(\);")
+_KIND_BITS: Final = {"ROW": 1, "BEFORE": 2, "INSERT": 4, "DELETE": 8, "UPDATE": 16, "TRUNCATE": 32}
+"""TRIGGER_TYPE_* in src/include/catalog/pg_trigger.h of Postgres."""
+
+
+def _guards(folder: str, prefix: str) -> Iterator[Guard]:
+    """What the migrations of a folder make."""
+    text = "\n".join(each.text for each in migrations(folder))
+    bodies = dict(_FUNCTION.findall(text))
+    for trigger, when, table, each, function in _TRIGGER.findall(text):
+        kind = sum(_KIND_BITS.get(word, 0) for word in (*when.split(), each))
+        yield Guard(prefix + table, trigger, kind, function, bodies[function])
+
+
+GUARDS: Final = frozenset((*_guards("migrations", ""), *_guards("callers", "callers.")))
+"""All of a ledger's, and those of the tokens. A name alone would not do: its function may have been replaced."""
 
 
 class Verdict(StrEnum):
@@ -210,7 +230,7 @@ def _schema(dsn: str, ledger: str) -> Check:
     try:
         with connect(dsn, ledger, "ledger-doctor") as connection:
             require_member(connection, ledger, SERVER_ROLES)
-        require_migrated(dsn, ledger, Role.AUDITOR)
+        require_migrated(dsn, ledger, Role.WRITER, callers=True)
     except (SchemaError, RoleMissing) as error:
         found, *advice = re.split("[:;] ", str(error), maxsplit=1)
         return Check("schema", Verdict.FAIL, found, advice[0] if advice else "see docs/operations.md")
@@ -261,12 +281,21 @@ def _owner(connection: Connection[Any], ledger: str) -> Check:
 
 
 def _triggers(connection: Connection[Any], _ledger: str) -> Check:
-    there = set(connection.execute(SQL.triggers).fetchall())
-    gone = sorted(set(GUARDS.items()) - there)
-    if not gone:
+    there = {Guard(*guard): fires for *guard, fires in connection.execute(SQL.guards)}
+    off = sorted(guard for guard in GUARDS & there.keys() if not there[guard])
+    changed = sorted(GUARDS - there.keys())
+    if not off and not changed:
         return Check("triggers", Verdict.OK, "what is recorded can't be changed")
-    found = ", ".join(f"{trigger} on {table}" for table, trigger in gone)
-    advice = "find out who did it, run `ledger audit verify`, then: " + "; ".join(
-        f"ALTER TABLE {table} ENABLE TRIGGER {trigger}" for table, trigger in gone
-    )
-    return Check("triggers", Verdict.FAIL, f"off or gone: {found}", advice)
+    found, statements = [], [f"ALTER TABLE {guard.table} ENABLE TRIGGER {guard.trigger}" for guard in off]
+    if off:
+        found.append(f"off: {_names(off)}")
+    if changed:
+        found.append(f"gone, or not what the migrations made: {_names(changed)}")
+        made = sorted({guard.trigger for guard in changed} | {f"{guard.function}()" for guard in changed})
+        statements.append(f"what ledger/sql has for {', '.join(made)}, as CREATE OR REPLACE")
+    advice = "find out who did it, run `ledger audit verify`, then: " + "; ".join(statements)
+    return Check("triggers", Verdict.FAIL, "; ".join(found), advice)
+
+
+def _names(guards: Iterable[Guard]) -> str:
+    return ", ".join(f"{guard.trigger} on {guard.table}" for guard in guards)

@@ -16,10 +16,16 @@ SELECT DISTINCT owner::regrole::text FROM (
     UNION SELECT nspowner FROM pg_namespace WHERE nspname = current_schema()
 ) AS owners (owner) ORDER BY 1
 
--- triggers: those that stand and fire
-SELECT tgrelid::regclass::text, tgname FROM pg_trigger
-WHERE tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace = current_schema()::regnamespace)
-  AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+-- guards: the triggers of the schema that is searched first and of that of tokens, what they call, and whether they fire
+SELECT CASE nspname WHEN current_schema() THEN relname::text ELSE nspname || '.' || relname END, tgname, tgtype::int,
+       proname, prosrc, tgenabled IN ('O', 'A')
+FROM pg_trigger
+JOIN pg_class AS c ON c.oid = tgrelid
+JOIN pg_namespace AS n ON n.oid = relnamespace
+JOIN pg_proc AS p ON p.oid = tgfoid AND pronamespace = n.oid
+WHERE nspname IN (current_schema(), 'callers')
+  -- One with a condition or for some columns lets others through.
+  AND NOT tgisinternal AND tgqual IS NULL AND tgattr::text = ''
 
 -- clock: the server's time
 SELECT clock_timestamp()

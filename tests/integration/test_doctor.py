@@ -18,10 +18,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from read_side import History
 
 from ledger import embedded
-from ledger.doctor import Check, Verdict, examine
+from ledger.doctor import GUARDS, Check, Verdict, examine
 from ledger.durability import UnsafeDurability, require_durable
 from ledger.embedded import EmbeddedPostgres, running_dsn
-from ledger.migrations import migrate
+from ledger.migrations import migrate, migrations
 from ledger.postgres import Role, role_name
 
 ALL: Final = [
@@ -78,6 +78,19 @@ def test_a_ledger_that_is_well_passes_every_check(dsn: str, ledger: str, history
             "never_changed on events",
         ),
         ("DROP TRIGGER tree_heads_are_never_changed ON tree_heads", "triggers", "tree_heads_are_never_changed"),
+        ("ALTER TABLE tree_tiles DISABLE TRIGGER tree_tiles_are_never_removed", "triggers", "off: tree_tiles_are"),
+        (
+            "CREATE OR REPLACE TRIGGER events_are_never_changed BEFORE UPDATE OR TRUNCATE ON events "
+            "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()",
+            "triggers",
+            "made: events_are_never_changed on events",
+        ),
+        (
+            "CREATE OR REPLACE TRIGGER events_are_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON events "
+            "FOR EACH STATEMENT WHEN (false) EXECUTE FUNCTION refuse_change()",
+            "triggers",
+            "made: events_are_never_changed on events",
+        ),
         ("GRANT DELETE ON events TO {writer}", "privileges", "_writer DELETE on events"),
         ("REVOKE INSERT ON events FROM {writer}", "privileges", "_writer INSERT on events is missing"),
         ("GRANT UPDATE ON balances TO PUBLIC", "privileges", "PUBLIC UPDATE on balances"),
@@ -97,14 +110,56 @@ def test_what_is_wrong_with_a_ledger_is_named(
     assert found.advice
 
 
+@pytest.mark.parametrize("table", ["events", "tree_tiles", "callers.tokens"])
 def test_a_disabled_trigger_stands_again_after_what_the_doctor_says(
-    dsn: str, ledger: str, session: psycopg.Connection[Any]
+    table: str, dsn: str, ledger: str, session: psycopg.Connection[Any]
 ) -> None:
     """The statement in the advice is one that can be run."""
-    session.execute("ALTER TABLE events DISABLE TRIGGER USER")
-    statement = checks(dsn, ledger)["triggers"].advice.partition("then: ")[2]
-    session.execute(statement.encode())
-    assert not failed(dsn, ledger)
+    session.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER".encode())
+    try:
+        assert failed(dsn, ledger) == ["triggers"]
+        statement = checks(dsn, ledger)["triggers"].advice.partition("then: ")[2]
+        session.execute(statement.encode())
+        assert not failed(dsn, ledger)
+    finally:  # All ledgers have their tokens in one table.
+        session.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER".encode())
+
+
+def test_a_replaced_function_of_the_triggers_is_found_out(
+    dsn: str, ledger: str, session: psycopg.Connection[Any]
+) -> None:
+    """The triggers stand, and refuse nothing. What the migrations say, run again, makes them what they were."""
+    harmless = "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
+    for number, function, trigger in (
+        (1, "refuse_change", "tree_tiles_are_never_removed on tree_tiles"),
+        (2, "refuse_other_hashes", "tree_tiles_only_grow on tree_tiles"),
+    ):
+        session.execute(harmless.format(function).encode())
+        assert failed(dsn, ledger) == ["triggers"]
+        found = checks(dsn, ledger)["triggers"]
+        assert trigger in found.found
+        assert f"{function}()" in found.advice
+        made = re.search(rf"CREATE FUNCTION {function}.*?\$\$;", migrations()[number - 1].text, re.DOTALL)
+        assert made
+        session.execute(made[0].replace("CREATE", "CREATE OR REPLACE", 1).encode())
+        assert not failed(dsn, ledger)
+
+
+def test_every_trigger_of_the_migrations_is_looked_at() -> None:
+    """With the function that it calls, and when it fires."""
+    made = [each.text for folder in ("migrations", "callers") for each in migrations(folder)]
+    assert len(GUARDS) == sum(text.count("CREATE TRIGGER") for text in made)
+    assert {(guard.table, guard.trigger) for guard in GUARDS} == {
+        ("events", "events_are_never_changed"),
+        ("log_turn", "log_turn_is_never_changed"),
+        ("tree_heads", "tree_heads_are_never_changed"),
+        ("tree_breaks", "tree_breaks_are_never_changed"),
+        ("tree_keys", "tree_keys_are_never_changed"),
+        ("tree_tiles", "tree_tiles_only_grow"),
+        ("tree_tiles", "tree_tiles_are_never_removed"),
+        ("callers.tokens", "tokens_are_only_revoked"),
+        ("callers.tokens", "tokens_are_never_emptied"),
+    }
 
 
 def test_a_clock_that_is_off_is_told(dsn: str, ledger: str) -> None:
