@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import psycopg
 from psycopg import Connection, sql
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -140,7 +141,7 @@ def restore(dsn: str, folder: Path, progress: Progress = lambda *_: None) -> Man
     with connect(dsn, ledger, "ledger-restore") as connection:
         ((is_there,),) = connection.execute(SQL.is_there, {"schema": schema_of(ledger)}).fetchall()
         if is_there:
-            raise CannotRestore(f"there is a ledger {ledger!r} already, and nothing is ever restored over one")
+            raise CannotRestore(_in_the_way(connection, ledger))
         ((_, _, major),) = connection.execute(SQL.server).fetchall()
         if major < manifest.pg_dump:
             raise CannotRestore(
@@ -161,6 +162,23 @@ def restore(dsn: str, folder: Path, progress: Progress = lambda *_: None) -> Man
             connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema_of(ledger))))
             raise
     return manifest
+
+
+def _in_the_way(connection: Connection[Any], ledger: str) -> str:
+    """What is there already: a ledger, or what a restore left that was killed."""
+    schema = sql.Identifier(schema_of(ledger))
+    try:
+        ((is_recorded,),) = connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {}.migrations)").format(schema))
+    except psycopg.errors.UndefinedTable:
+        is_recorded = False
+    except psycopg.errors.InsufficientPrivilege:
+        is_recorded = True  # Nobody is told to drop what we can't look at.
+    if is_recorded:
+        return f"there is a ledger {ledger!r} already, and nothing is ever restored over one"
+    return (
+        f"the schema {schema_of(ledger)} has no record of migrations, as a restore leaves it that is under way or was "
+        f"broken off. If it was broken off, run `DROP SCHEMA {schema_of(ledger)} CASCADE`, then restore again"
+    )
 
 
 def _require_same(dsn: str, manifest: Manifest, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
@@ -84,19 +85,28 @@ def migrate(dsn: str, ledger: str) -> list[Migration]:
     Raises SchemaError on a schema that a newer or a changed release made, RoleMissing where the login may not do it.
     """
     with connect(dsn, ledger, "ledger-migrate") as connection:
-        for _ in range(_TRIES):
-            try:
-                applied = _migrate(connection, ledger)
-                _migrate_callers(connection, ledger)
-            except _MADE_MEANWHILE as error:
-                # Several are making the same role, schema or table, and another was first: look again.
-                last = error
-            else:
-                return applied
-        raise SchemaError(
-            f"ledger {ledger!r} has tables that its migrations don't know of, left by hand or by a restore that was "
-            f"broken off: {last.diag.message_primary}. If they hold nothing, drop the schema and migrate again"
-        )
+        applied = _take_turns(_migrate, connection, ledger, Target.of(ledger))
+        _take_turns(_migrate_callers, connection, ledger, CALLERS)
+        return applied
+
+
+def _take_turns(
+    step: Callable[[psycopg.Connection[TupleRow], str], list[Migration]],
+    connection: psycopg.Connection[TupleRow],
+    ledger: str,
+    target: Target,
+) -> list[Migration]:
+    for _ in range(_TRIES):
+        try:
+            return step(connection, ledger)
+        except _MADE_MEANWHILE as error:
+            # Several are making the same role, schema or table, and another was first: look again.
+            last = error
+    raise SchemaError(
+        f"{target.title} has tables that its migrations don't know of: {last.diag.message_primary}. If a restore was "
+        f"broken off, run `DROP SCHEMA {target.schema} CASCADE`, then restore again; if there never was one, and they "
+        "hold nothing, drop it the same way and migrate again"
+    )
 
 
 def require_migrated(dsn: str, ledger: str, *roles: Role, callers: bool = False) -> None:
@@ -122,12 +132,13 @@ def _migrate(connection: psycopg.Connection[TupleRow], ledger: str) -> list[Migr
         return applied
 
 
-def _migrate_callers(connection: psycopg.Connection[TupleRow], ledger: str) -> None:
+def _migrate_callers(connection: psycopg.Connection[TupleRow], ledger: str) -> list[Migration]:
     """The schema of tokens, and the right of this ledger's writer to read them."""
     with connection.transaction():
         found_callers(connection)
-        _apply(connection, CALLERS)
+        applied = _apply(connection, CALLERS)
         grant_callers(connection, ledger)
+        return applied
 
 
 def _apply(connection: psycopg.Connection[TupleRow], target: Target) -> list[Migration]:
@@ -173,6 +184,6 @@ def _missing(applied: dict[int, str], target: Target) -> list[Migration]:
     if missing and applied and missing[0].number < max(applied):
         raise SchemaError(
             f"{target.title} is half migrated: it has migration {max(applied)} and not {missing[0].number}. Nothing "
-            "is done to it; restore it from a backup (`ledger restore`)"
+            f"is done to it. Run `ALTER SCHEMA {target.schema} RENAME TO old_{target.schema}`, then restore a backup"
         )
     return missing

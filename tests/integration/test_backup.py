@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Final
 
 import psycopg
 import pytest
 from checks import read_log
+from psycopg.conninfo import make_conninfo
 from read_side import History, catch_up
 from test_migrations import dumped
 
@@ -29,7 +33,7 @@ from ledger.backup import (
 )
 from ledger.domain.commands import OpenAccount
 from ledger.embedded import EmbeddedPostgres
-from ledger.migrations import SchemaError, require_migrated
+from ledger.migrations import SchemaError, migrate, require_migrated
 from ledger.postgres import Role, connect
 from ledger.postgres_programs import ProgramFailed, program
 from ledger.roles import SERVER_ROLES
@@ -215,6 +219,44 @@ def test_until_it_is_proven_nobody_serves_it(dsn: str, lived: str, elsewhere: st
     assert said
     assert all("is not migrated" in each for each in said)
     require_migrated(elsewhere, lived, Role.AUDITOR)
+
+
+KILLED: Final = """
+import os, pathlib, sys
+from ledger.backup import restore
+restore(sys.argv[1], pathlib.Path(sys.argv[2]), lambda *_: os._exit(9))
+"""
+
+
+def test_after_a_restore_that_was_killed_it_is_said_how_to_restore_again(
+    dsn: str, lived: str, elsewhere: str, tmp_path: Path
+) -> None:
+    """By a second one, and by a migration, which would make an empty ledger: the same statement, which helps."""
+    back_up(dsn, lived, tmp_path / "backup")
+    ended = subprocess.run([sys.executable, "-c", KILLED, elsewhere, str(tmp_path / "backup")], check=False, timeout=60)
+    assert ended.returncode == 9
+    drop = f"DROP SCHEMA ledger_{lived} CASCADE"
+    with pytest.raises(CannotRestore, match=f"`{drop}`, then restore again"):
+        restore(elsewhere, tmp_path / "backup")
+    with pytest.raises(SchemaError, match=f"`{drop}`, then restore again"):
+        migrate(elsewhere, lived)
+    with psycopg.connect(elsewhere) as connection:
+        connection.execute(drop.encode())
+    restore(elsewhere, tmp_path / "backup")
+    require_migrated(elsewhere, lived, *SERVER_ROLES)
+
+
+def test_nobody_is_told_to_drop_a_ledger_that_he_may_not_look_at(dsn: str, lived: str, tmp_path: Path) -> None:
+    """To a login without rights it has no record of migrations, and may be as well as any."""
+    back_up(dsn, lived, tmp_path / "backup")
+    login = f"{lived}_stranger"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {login} LOGIN PASSWORD 'let-in'".encode())
+        try:
+            with pytest.raises(CannotRestore, match="there is a ledger"):
+                restore(make_conninfo(dsn, user=login, password="let-in"), tmp_path / "backup")
+        finally:
+            connection.execute(f"DROP ROLE {login}".encode())
 
 
 def test_an_empty_ledger_can_be_backed_up(dsn: str, ledger: str, elsewhere: str, tmp_path: Path) -> None:

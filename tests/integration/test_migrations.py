@@ -119,6 +119,32 @@ def test_tables_that_no_migration_knows_of_are_left_alone(
         migrate(dsn, ledger)
 
 
+def test_tables_in_the_schema_of_tokens_are_not_taken_for_the_ledgers(
+    dsn: str, ledger: str, session: psycopg.Connection[Any]
+) -> None:
+    """Who drops what is named must not lose a ledger that is well."""
+    kept = session.execute("SELECT number, name, checksum FROM callers.migrations").fetchall()
+    session.execute("DELETE FROM callers.migrations")
+    try:
+        with pytest.raises(SchemaError, match=r"the schema of tokens has tables .* `DROP SCHEMA callers CASCADE`"):
+            migrate(dsn, ledger)
+    finally:
+        add = "INSERT INTO callers.migrations (number, name, checksum) VALUES (%s, %s, %s)"
+        session.cursor().executemany(add, kept)
+
+
+def test_a_half_migrated_schema_is_moved_aside_by_what_is_said(
+    dsn: str, ledger: str, session: psycopg.Connection[Any]
+) -> None:
+    """Nothing is restored over a ledger. Its events stay, under another name."""
+    session.execute("DELETE FROM migrations WHERE number = 2")
+    with pytest.raises(SchemaError) as refused:
+        migrate(dsn, ledger)
+    session.execute(str(refused.value).split("`")[1].encode())
+    session.execute(f"DROP SCHEMA old_{schema_of(ledger)} CASCADE".encode())
+    assert migrate(dsn, ledger) == migrations()
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_says_in_one_line_that_the_schema_does_not_fit(
     command: tuple[str, ...], dsn: str, ledger: str, session: psycopg.Connection[Any], tmp_path: Path
