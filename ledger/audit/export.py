@@ -38,7 +38,7 @@ class HeadNotSigned(CannotExport):
 
 
 class FileInTheWay(CannotExport):
-    """There is a file already where the bundle is to go."""
+    """There is a file already where the bundle is to go, or a folder, which nothing replaces."""
 
 
 class LogHasGap(CannotExport):
@@ -107,6 +107,8 @@ def _new_file(to: Path, *, force: bool) -> Iterator[BinaryIO]:
 
 
 def _require_free(to: Path, *, force: bool) -> None:
+    if to.is_dir() or not to.name:
+        raise FileInTheWay(f"{to} is a folder: name the file that is to be written")
     if to.exists() and not force:
         raise FileInTheWay(f"{to} is there already; --force replaces it")
 

@@ -245,6 +245,23 @@ def test_a_file_that_is_there_is_replaced_by_force_only(signed: Signed, tmp_path
         export(*arguments[:2], tmp_path / "missing" / "home", progress=lambda *_: None)
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "folder", "/"])
+def test_a_folder_is_not_a_place_for_a_bundle(
+    name: str, signed: Signed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by force either. It is said before the log is read, and nothing is written."""
+    signed.live()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    there = sorted(tmp_path.iterdir())
+    told: list[object] = []
+    for force in (False, True):
+        with pytest.raises(FileInTheWay, match="is a folder: name the file"):
+            export(signed.dsn, signed.ledger, Path(name), force=force, progress=lambda *now: told.append(now))
+    assert not told
+    assert sorted(tmp_path.iterdir()) == there
+
+
 def test_progress_is_told(signed: Signed) -> None:
     """Up to the end, in events."""
     size = signed.live()
