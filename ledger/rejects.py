@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +27,10 @@ class RejectsFile:
     """
 
     def __init__(self, source: CsvFile, folder: Path | None = None) -> None:
-        """Raises OSError if the file can't be written there."""
+        """Raises OSError if the file can't be written there: better now than when all rows are done."""
         self.path: Final = rejects_path(source, folder)
+        if self.path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.path))
         self.rows = 0
         self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         self._file = self._partial.open("w", encoding="utf-8", newline="")
@@ -44,12 +47,13 @@ class RejectsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        if kind is None and self.rows:
-            self._partial.replace(self.path)
-            return
-        self._partial.unlink()
-        if kind is None:
-            self.path.unlink(missing_ok=True)
+        try:
+            with self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            if kind is None and self.rows:
+                self._partial.replace(self.path)
+            elif kind is None:
+                self.path.unlink(missing_ok=True)
+        finally:
+            self._partial.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -15,9 +16,10 @@ from rich.console import Console
 from serving import LEDGER, ROOT, LedgerServer, environment, eventually, run_ledger, serving
 
 from ledger.client import Target
-from ledger.csv_rows import ACCOUNT_COLUMNS, MOVEMENT_COLUMNS
+from ledger.csv_rows import ACCOUNT_COLUMNS, MOVEMENT_COLUMNS, CsvFile
 from ledger.import_report import ImportSummary
 from ledger.importer import COMMANDS_PER_BATCH, CannotImport, run_import
+from ledger.rejects import RejectsFile
 
 DAY = "2024-01-31T12:00:00Z"
 
@@ -332,6 +334,36 @@ def test_rejected_rows_can_go_elsewhere(history: History, tmp_path_factory: pyte
     )
 
     assert summary.rejects == (folder / "movements.rejected.csv",)
+
+
+@pytest.mark.parametrize("name", ["accounts", "movements"])
+def test_a_folder_in_the_place_of_rejected_rows_stops_before_anything_is_done(name: str, history: History) -> None:
+    """It is named, and no file is left beside it."""
+    history.write(PEOPLE, [f"t1~,{DAY},transfer,bank~,alice~,ten,"])
+    folder = history.accounts.with_name(f"{name}.rejected.csv")
+    folder.mkdir()
+
+    with pytest.raises(CannotImport, match=f"^{re.escape(str(folder))}: Is a directory$"):
+        history.run()
+
+    assert history.server.account(history.id("alice")) is None
+    assert sorted(folder.parent.iterdir()) == sorted([history.accounts, history.movements, folder])
+
+
+def test_rejected_rows_that_can_not_be_put_in_place_leave_no_file(history: History) -> None:
+    """Here a folder has come there meanwhile. They are found again by running the import again."""
+    history.write(PEOPLE, [f"t1~,{DAY},transfer,bank~,alice~,ten,"])
+    folder = history.movements.with_name("movements.rejected.csv")
+
+    def reject() -> None:
+        with CsvFile(history.movements, MOVEMENT_COLUMNS) as source, RejectsFile(source) as rejects:
+            rejects.add(next(iter(source)), "refused", "amount")
+            folder.mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        reject()
+
+    assert sorted(folder.parent.iterdir()) == sorted([history.accounts, history.movements, folder])
 
 
 def test_a_wrong_header_stops_before_anything_is_done(history: History) -> None:
