@@ -5,7 +5,7 @@ tree.key.pub    its public half, to give to auditors
 tree.key.next   the key that is to follow, until a head was signed by both
 tree.key.old-N  keys that were in use before
 tree.key.head   the last head that was signed, at first that of an empty log; what is not consistent with it is never
-                signed. It belongs to the key: without it nothing is signed
+                signed. It belongs to the key: without it nothing is signed. A copy is stale with the next head
 """
 
 from __future__ import annotations
