@@ -102,11 +102,12 @@ def _take_turns(
         except _MADE_MEANWHILE as error:
             # Several are making the same role, schema or table, and another was first: look again.
             last = error
-    raise SchemaError(
-        f"{target.title} has tables that its migrations don't know of: {last.diag.message_primary}. If a restore was "
-        f"broken off, run `DROP SCHEMA {target.schema} CASCADE`, then restore again; if there never was one, and they "
-        "hold nothing, drop it the same way and migrate again"
-    )
+    drop = f"run `DROP SCHEMA {target.schema} CASCADE`"
+    advice = f"if they hold nothing, {drop} and migrate again"
+    if target != CALLERS:  # Tokens are in no backup.
+        advice = f"if a restore was broken off, {drop} and restore again; if there never was one: {advice}"
+    what = f"{target.title} has tables that its migrations don't know of: {last.diag.message_primary}"
+    raise SchemaError(f"{what}. What to do: {advice}")
 
 
 def require_migrated(dsn: str, ledger: str, *roles: Role, callers: bool = False) -> None:
