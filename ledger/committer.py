@@ -103,6 +103,8 @@ class Committer:
         self._queue = Queue(queue_most)
         self._next: Work | None = None
         """What was taken from the queue ahead of its turn."""
+        self._busy_since: float | None = None
+        """Since when the thread has been about one thing; None while it waits for commands."""
         self._stopping = False
         self._thread = Thread(target=self._run, name=f"committer-{ledger}", daemon=True)
         self.lost_races = 0
@@ -154,6 +156,15 @@ class Committer:
         return len(self._memory)
 
     @property
+    def waits_s(self) -> float:
+        """For how long commands have been waiting for what the thread is about, which is the database's to end.
+
+        That is a commit, or a look whether all is well. 0 at rest, and while commands are refused at once.
+        """
+        since = self._busy_since
+        return 0.0 if since is None or self._link.outage is not None else monotonic() - since
+
+    @property
     def clock_offset_s(self) -> float | None:
         """How far this machine's clock is ahead of the database's, when last compared; None without a database."""
         return self._link.clock_offset_s
@@ -164,6 +175,7 @@ class Committer:
         goes_first = go_first()
         log.debug("committer_started", ledger=self._ledger, goes_first=goes_first)
         while self._next or self.waiting or not self._stopping:
+            self._busy_since = monotonic()
             try:
                 self._serve_once()
             except Exception:  # If the thread just ended, callers would wait, and health would call it well.
@@ -182,11 +194,18 @@ class Committer:
             if not self._stopping:
                 sleep(RECONNECT_S)
             return
-        work, self._next = self._next or Work(self._queue.take(_IDLE_CHECK_S)), None
+        work, self._next = self._next or Work(self._take()), None
         if work.chunks:
             self._commit(work)
         if not self._stopping:
             self._link.check(at_leisure=not work.chunks)
+
+    def _take(self) -> list[Chunk]:
+        """What waits, or nothing after a while. Nowhere else is the thread at rest."""
+        self._busy_since = None
+        chunks = self._queue.take(_IDLE_CHECK_S)
+        self._busy_since = monotonic()
+        return chunks
 
     def _commit(self, work: Work) -> None:
         """Decide, record and answer. Whatever fails, every chunk is answered."""

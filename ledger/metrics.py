@@ -50,6 +50,7 @@ FIGURES: Final = (
     Figure("ledger_serving", "1 while health says SERVING, else 0.", ("service",)),
     Figure("ledger_queue_commands", "Commands that wait to be decided."),
     Figure("ledger_queue_most_commands", "With so many waiting, the next one of a client is refused."),
+    Figure("ledger_commit_age_seconds", "For how long the commit, or look at the log, that is under way has been."),
     Figure("ledger_lost_races_total", "Batches decided twice because another server appended first."),
     Figure("ledger_decided_ahead_total", "Batches that were decided while the one before was being recorded."),
     Figure("ledger_head_position", "The last position of the log that this process has seen."),

@@ -13,6 +13,7 @@ from ledger.audit.signer import Signer
 from ledger.committer import Committer
 from ledger.metrics import Reading
 from ledger.settings import Settings
+from ledger.stall import STALL_S, Stall
 from ledger.sweeper import Sweeper
 from projections.checkpoint import FOLLOWER
 from projections.lag import Lag
@@ -34,11 +35,12 @@ class Parts:
     sweeper: Sweeper
     signer: Signer | None
     tree_lag: Lag = field(default_factory=Lag)
+    stall: Stall = field(default_factory=Stall)
 
     @property
     def serves_writes(self) -> bool:
-        """Whether commands are decided: connected, the log whole, and the clock right."""
-        return self.committer.outage is None
+        """Whether commands are decided: connected, the log whole, the clock right, and none in hand for too long."""
+        return self.committer.outage is None and self.committer.waits_s <= STALL_S
 
     @property
     def serves_reads(self) -> bool:
@@ -50,6 +52,10 @@ class Parts:
         if self.signer is not None:
             self.tree_lag.see(self.committer.head.position, self.signer.size)
 
+    def see_stall(self) -> None:
+        """Note for how long the committer has been waiting for the database."""
+        self.stall.see(self.committer.waits_s, self.settings.ledger)
+
 
 def readings(parts: Parts) -> Iterator[Reading]:
     """The figures of a server, as they are now."""
@@ -59,6 +65,7 @@ def readings(parts: Parts) -> Iterator[Reading]:
     yield Reading("ledger_serving", parts.serves_reads, (READ,))
     yield Reading("ledger_queue_commands", committer.waiting)
     yield Reading("ledger_queue_most_commands", parts.settings.queue_most_commands)
+    yield Reading("ledger_commit_age_seconds", committer.waits_s)
     yield Reading("ledger_lost_races_total", committer.lost_races)
     yield Reading("ledger_decided_ahead_total", committer.decided_ahead)
     yield Reading("ledger_head_position", committer.head.position)

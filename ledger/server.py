@@ -238,6 +238,7 @@ async def _watch(parts: Parts, health: Health) -> None:
 def _report(parts: Parts, health: Health) -> None:
     """The services follow writes, reads stand beside them."""
     parts.see_tree()
+    parts.see_stall()
     health.set(parts.serves_writes, ["", WRITE, *(each.full_name for each in SERVICES)])
     health.set(parts.serves_reads, [READ])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -38,9 +39,11 @@ from test_api import (
     transfer,
 )
 from test_cli import turn_held
+from test_metrics import scrape
 
 from ledger.cli import prepare
 from ledger.embedded import EmbeddedPostgres, running_dsn
+from ledger.stall import STALL_S
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
 from ledger.v1.audit_pb2 import ReadEventsRequest
 from ledger.v1.payment_pb2 import PAYMENT_STATE_AUTHORIZED, GetPaymentRequest
@@ -381,6 +384,59 @@ def test_an_embedded_postgres_that_is_killed_comes_back_with_everything_acknowle
 def until_each_has_paid(payers: list[Payer], more: int) -> None:
     before = [len(each.positions) for each in payers]
     eventually(lambda: all(len(each.positions) >= paid + more for each, paid in zip(payers, before, strict=True)))
+
+
+# --- a database that does not come to an end --------------------------------------------------------------------------
+
+
+def test_writes_that_hang_are_told_by_health_metrics_and_log(
+    postgres: EmbeddedPostgres, tmp_path: Path, tag: str
+) -> None:
+    """The synchronous standby is gone: no commit ends. Reads go on; writes do, by themselves, when one is there."""
+    ledger, log = f"hung_{tag}", tmp_path / "log"
+    settings = {"LEDGER_METRICS_LISTEN": "127.0.0.1:0", "LEDGER_LOG_FORMAT": "json"}
+
+    def lines(event: str) -> list[dict[str, Any]]:
+        return [line for line in map(json.loads, log.read_text().splitlines()) if line["event"] == event]
+
+    with (
+        served(postgres, ledger, tmp_path, **settings) as address,
+        client_of(address, ledger) as client,
+        psycopg.connect(postgres.dsn, autocommit=True) as session,
+    ):
+        (metrics,) = [each["address"] for each in lines("metrics_served")]
+        client(opening("alice~"))
+        assert client(GetAccountRequest(account_id="alice~", min_position=client.position))
+        eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
+        assert scrape(metrics).value("ledger_commit_age_seconds") < STALL_S
+        calls = [client.start(opening("bob0~"), timeout=None)]
+
+        def writes_hang() -> bool:
+            if calls[-1].done():  # The setting takes a moment to be in force.
+                calls.append(client.start(opening(f"bob{len(calls)}~"), timeout=None))
+            return health(client.channel, *WRITE) == {NOT_SERVING}
+
+        session.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        session.execute("SELECT pg_reload_conf()")
+        try:
+            eventually(writes_hang)
+            now = scrape(metrics)
+            assert now.value("ledger_commit_age_seconds") > STALL_S
+            assert now.value("ledger_serving", service="ledger.v1.write") == 0
+            assert health(client.channel, *READ) == {SERVING}
+            assert client(GetAccountRequest(account_id="alice~")).account.version == 1
+            assert [each["level"] for each in lines("commands_wait_for_database")] == ["error"]
+            assert not calls[-1].done()
+        finally:
+            session.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            session.execute("SELECT pg_reload_conf()")
+        assert not calls[-1].result().replayed
+        eventually(lambda: health(client.channel, *WRITE, *READ) == {SERVING})
+        assert scrape(metrics).value("ledger_commit_age_seconds") < STALL_S
+    assert len(lines("commands_wait_for_database")) == 1
+    (over,) = lines("commands_wait_no_more")
+    assert over["level"] == "info"
+    assert over["waited_s"] >= STALL_S
 
 
 # --- a follower that stops -------------------------------------------------------------------------------------------

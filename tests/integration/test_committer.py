@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import sys
 import threading
 import traceback
@@ -1471,6 +1472,40 @@ def test_listeners_are_told_every_head(dsn: str, ledger: str, serve: Serve) -> N
     assert [heads.get(timeout=5), heads.get(timeout=5)] == [6, 8]
     desk.committer.stop()
     assert heads.empty()
+
+
+def test_how_long_commands_wait_for_the_database_is_known_meanwhile(serve: Serve, hold_turn: Serve) -> None:
+    """An append that does not end is told from a committer at rest, and is over when it ends."""
+    desk = serve()
+    desk.do(*WORLD)
+    eventually(lambda: desk.committer.waits_s == 0)
+    turn = hold_turn()
+    future = desk.submit(authorize(1))
+    eventually(lambda: desk.committer.waits_s > 0.3)
+    assert not future.done()
+    turn.release()
+    future.result(FOREVER_S)
+    eventually(lambda: desk.committer.waits_s == 0)
+
+
+def test_a_look_at_the_log_that_is_not_answered_keeps_commands_waiting_too(
+    serve: Serve, session: psycopg.Connection[Any]
+) -> None:
+    """It is known before the first command comes that waits for it."""
+    desk = serve()
+    with session.transaction():
+        session.execute("LOCK TABLE events")
+        eventually(lambda: desk.committer.waits_s > 0.3)
+    eventually(lambda: desk.committer.waits_s == 0)
+
+
+def test_commands_that_are_refused_at_once_wait_for_nothing(serve: Serve) -> None:
+    """The committer waits, for a database that does not say a word; they don't."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        desk = serve(at=f"host=127.0.0.1 port={mute.getsockname()[1]} dbname=none user=nobody", wait=False)
+        with mute.accept()[0]:
+            assert desk.answer(open_account("alice")) == "refused DATABASE_UNAVAILABLE"
+            assert desk.committer.waits_s == 0
 
 
 def test_refusing_many_commands_costs_no_memory(

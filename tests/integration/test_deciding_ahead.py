@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final
 
 import psycopg
@@ -71,6 +71,24 @@ def test_what_was_decided_ahead_is_recorded_as_it_was(dsn: str, ledger: str, ser
     assert desk.answer(refund("r2")) == "CAPTURED"
     assert desk.answer(refund("r3")) == "refused NOTHING_TO_REFUND"
     check_log(dsn, ledger)
+
+
+def test_each_append_is_waited_for_by_itself(serve: Serve, session: psycopg.Connection[Any]) -> None:
+    """Where one follows on the other, never at rest: a database that is slow and goes on is not one that hangs."""
+    desk = serve()
+    desk.do(*WORLD)
+    session.execute("""
+        CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$;
+        CREATE TRIGGER take_time BEFORE INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION take_time();
+    """)
+    began, longest_s = monotonic(), 0.0
+    futures = [desk.submit(fund("alice", 1, f"salary-{number}"), *REFUSED) for number in range(6)]
+    while not futures[-1].done():
+        longest_s = max(longest_s, desk.committer.waits_s)
+        sleep(0.01)
+    assert desk.committer.decided_ahead >= 4
+    assert 0.2 < longest_s < (monotonic() - began) / 2
 
 
 @pytest.mark.parametrize(
