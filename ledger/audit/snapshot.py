@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, LiteralString, TypeAlias
 
 from psycopg import Connection, IsolationLevel, ServerCursor, sql
 from psycopg.adapt import Buffer, Loader
+from psycopg.errors import UndefinedTable
 from psycopg.pq import Format
 
 from ledger.postgres import Role, connect, sql_blocks
@@ -43,7 +44,7 @@ def moment(microseconds: int) -> datetime:
 
 @contextmanager
 def opened(dsn: str, ledger: str, shared: str | None = None) -> Iterator[Connection[Any]]:
-    """A connection that sees one state of a ledger's tables, and may only read.
+    """A connection that sees one state of a ledger's tables, and may only read. They keep their places meanwhile.
 
     `shared` is what `share` told about the snapshot of another connection: that one is seen here too.
     """
@@ -51,6 +52,9 @@ def opened(dsn: str, ledger: str, shared: str | None = None) -> Iterator[Connect
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         with connection.transaction():
+            # Before there is a snapshot: in one that is older than tables that a rebuild puts in place, they are empty.
+            with suppress(UndefinedTable), connection.transaction():  # No read models were made yet.
+                connection.execute(SQL.hold_read_models)
             if shared is not None:
                 connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(shared)))
             # All rows are wanted, not the first few: plan for that.

@@ -1,3 +1,6 @@
+-- hold_read_models: let everybody use them, and nobody replace them; to lock a table so is no look at it, and takes no snapshot
+LOCK TABLE balances, payments, transfers, transfer_accounts, entries IN ACCESS SHARE MODE
+
 -- share: let other connections see what this one does
 SELECT pg_export_snapshot()
 

@@ -7,9 +7,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import pytest
@@ -18,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 from read_side import History, catch_up
 from test_migrations import dumped
 
+from ledger import backup
 from ledger.audit.keys import KeyFiles
 from ledger.audit.signer import Signer
 from ledger.audit.verify import verify
@@ -37,8 +39,10 @@ from ledger.migrations import SchemaError, migrate, require_migrated
 from ledger.postgres import Role, connect
 from ledger.postgres_programs import ProgramFailed, program
 from ledger.roles import SERVER_ROLES
+from projections import rebuild
 from projections.follower import Follower
 from projections.read_models import create_tables
+from projections.rebuild import Rebuild, RebuildImpossible
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +110,24 @@ def test_a_backup_is_of_one_moment_while_others_write(
         writer.join()
     restored = restore(elsewhere, tmp_path / "backup-2")
     assert len(read_log(elsewhere, ledger)) == restored.position
+
+
+def test_a_rebuild_does_not_take_the_tables_away_from_a_backup(
+    dsn: str, lived: str, elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the log and the dump: pg_dump sees the tables of then, and would find them gone."""
+    monkeypatch.setattr(rebuild, "_SWAP_TRIES", 1)
+    dump = backup._dump
+
+    def dump_after_a_rebuild(*arguments: Any) -> None:
+        with Rebuild(dsn, lived) as building, suppress(RebuildImpossible):
+            building.swap()
+        dump(*arguments)
+
+    monkeypatch.setattr(backup, "_dump", dump_after_a_rebuild)
+    back_up(dsn, lived, tmp_path / "backup")
+    restore(elsewhere, tmp_path / "backup")
+    assert verify(elsewhere, lived).is_sound
 
 
 def test_nothing_is_restored_over_a_ledger(dsn: str, lived: str, tmp_path: Path) -> None:

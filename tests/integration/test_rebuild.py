@@ -14,7 +14,7 @@ from checks import eventually
 from psycopg import sql
 from read_side import History, catch_up, check_read_models, tables
 
-from ledger.postgres import connect
+from ledger.postgres import Role, connect
 from ledger.v1.account_pb2 import GetAccountRequest, ListAccountsRequest
 from projections import rebuild
 from projections.follower import Follower
@@ -226,3 +226,20 @@ def test_a_query_that_never_ends_makes_it_give_up(
                 building.swap()
     assert tables(dsn, ledger) == before
     assert schemas_of_rebuilds(dsn) == []
+
+
+def test_an_analyst_whose_transaction_begins_with_a_lock_sees_one_state(
+    dsn: str, ledger: str, living: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the README says: the swap waits for its end, with nothing read yet but that which sets the snapshot."""
+    monkeypatch.setattr(rebuild, "_SWAP_TRIES", 1)
+    with connect(dsn, ledger, "test", Role.ANALYST) as analyst, analyst.transaction():
+        analyst.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        analyst.execute("LOCK TABLE balances_v1 IN ACCESS SHARE MODE")
+        analyst.execute("SELECT 1")
+        with Rebuild(dsn, ledger) as building, pytest.raises(RebuildImpossible):
+            building.swap()
+        for view in ("balances_v1", "entries_v1", "payments_v1", "transfers_v1"):
+            ((rows,),) = analyst.execute(f"SELECT count(*) FROM {view}".encode()).fetchall()
+            assert rows > 0, view
+    assert rebuilt(dsn, ledger).different == 0

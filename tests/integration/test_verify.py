@@ -36,8 +36,10 @@ from ledger.domain.events import AccountKind
 from ledger.postgres import Role, connect
 from ledger.reader_roles import reader_dsn
 from ledger.ticket import Mode
+from projections import rebuild
 from projections.follower import Follower
 from projections.read_models import create_tables
+from projections.rebuild import Rebuild, RebuildImpossible
 
 CASES: Final = int(os.environ.get("LEDGER_TEST_TAMPERINGS", "60"))
 """How many tamperings are tried; `make test-tamper` tries more."""
@@ -210,6 +212,37 @@ def test_all_is_of_one_moment(dsn: str, ledger: str, history: History) -> None:
     assert report.is_sound, lines(report)
     assert (report.events, report.compared_at) == (before, before)
     assert history.head > before
+
+
+def test_a_rebuild_does_not_take_the_tables_away_meanwhile(
+    dsn: str, ledger: str, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tables are newer than what is seen here, where they would be empty: it waits for the end, or gives up."""
+    monkeypatch.setattr(rebuild, "_SWAP_TRIES", 1)
+    history.live(Random(8), 60)
+    history.write()
+    follow(dsn, ledger)
+    given_up = []
+
+    def rebuild_once(*_: object) -> None:
+        if not given_up:
+            with Rebuild(dsn, ledger) as building:
+                with pytest.raises(RebuildImpossible) as caught:
+                    building.swap()
+                given_up.append(caught)
+
+    report = verify(dsn, ledger, progress=rebuild_once)
+    assert report.is_sound, lines(report)
+    assert len(given_up) == 1
+    with Rebuild(dsn, ledger) as building:
+        building.swap()
+    assert verify(dsn, ledger).is_sound
+
+
+@pytest.mark.parametrize("beside_from", [0, 1])
+def test_a_ledger_without_read_models_can_be_verified(dsn: str, ledger: str, beside_from: int) -> None:
+    """They are made when it is first served."""
+    assert verify(dsn, ledger, read_models=False, beside_from=beside_from).is_sound
 
 
 def test_read_models_that_are_behind_are_compared_where_they_are(dsn: str, ledger: str, history: History) -> None:
