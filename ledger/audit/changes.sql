@@ -1,6 +1,6 @@
 -- tiles: the stored hashes of leaves, 256 to a row
 SELECT index, hashes FROM tree_tiles
-WHERE level = 0 AND index BETWEEN %(first)s AND %(last)s
+WHERE level = 0 AND index BETWEEN %(first)s AND %(last)s AND hashes IS NOT NULL
 ORDER BY index
 
 -- leaves: the events after one position up to another

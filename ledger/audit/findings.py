@@ -39,11 +39,13 @@ class Kind(StrEnum):
     """A signed note is not one, or not signed by a key that is trusted."""
     HEADS = "HEADS"
     """A row of the tree heads does not say what its note says, or is missing."""
+    TILES = "TILES"
+    """A stored tile of the tree is not what the log comes to."""
     READ_MODEL = "READ_MODEL"
     """A read model is not what the log comes to."""
 
 
-_IN_LOG: Final = frozenset(Kind) - {Kind.SIGNATURE, Kind.HEADS, Kind.READ_MODEL}
+_IN_LOG: Final = frozenset(Kind) - {Kind.SIGNATURE, Kind.HEADS, Kind.TILES, Kind.READ_MODEL}
 _RANK: Final = {kind: rank for rank, kind in enumerate(Kind)}
 
 

@@ -1,4 +1,4 @@
-"""The log position by position: that it is whole and in order, and that its tree is the one that was signed."""
+"""The log position by position: that it is whole and in order, that its tree is the one that was signed and stored."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ledger.audit.leaf import leaf_data
 from ledger.audit.merkle import Frontier, leaf_hash
 from ledger.audit.roots import Departure, Roots
 from ledger.audit.snapshot import EPOCH, MOMENTS, SQL, Row, batches, moment, reading
+from ledger.audit.stored_tiles import StoredTiles
 from ledger.audit.wording import in_short, time_text
 
 COLUMNS: Final = ("position", "stream", "version", "topic", "recorded_at", "state")
@@ -23,6 +24,7 @@ class Positions:
     def __init__(self, connection: Connection[Any], findings: Findings, roots: Roots) -> None:
         self._connection, self._findings, self._roots = connection, findings, roots
         self._tree, self._broken_at = Frontier(), 2**63
+        self._tiles = StoredTiles(connection, findings)
         self._last_position, self._last_recorded_at = 0, MOMENTS[0]
         self.events = 0
         """How many there are, as far as it has come."""
@@ -38,7 +40,9 @@ class Positions:
             self._grow(whole)
             self.events += len(rows)
             progress(self.events)
-        return self._roots.finish(self._last_position)
+        departure = self._roots.finish(self._last_position)
+        self._tiles.finish(is_newest=self._roots.is_newest_good)
+        return departure
 
     def _whole(self, rows: Sequence[Any]) -> list[Row]:
         """The rows without those that lack something, which no log of ours has."""
@@ -92,17 +96,25 @@ class Positions:
 
     def _grow(self, rows: Sequence[Row]) -> None:
         """Add leaves to the tree as long as they are whole and in order, and let the signed roots pass by."""
-        tree, roots = self._tree, self._roots
+        tree, roots, tiles = self._tree, self._roots, self._tiles
         next_size, at, recorded_at = roots.next_size, -1, EPOCH
+        leaves: list[bytes] = []
         for position, stream, version, topic, microseconds, state in rows:
             if position >= self._broken_at:
-                return
+                break
             if microseconds != at:
                 at, recorded_at = microseconds, moment(microseconds)
-            tree.append(leaf_hash(leaf_data(position, stream, version, topic, recorded_at, state)))
+            leaf = leaf_hash(leaf_data(position, stream, version, topic, recorded_at, state))
+            tree.append(leaf)
+            leaves.append(leaf)
             if position == next_size:
-                roots.pass_by(tree)
+                tiles.extend(leaves)
+                leaves = []
+                if roots.pass_by(tree):
+                    tiles.agree()
                 next_size = roots.next_size
+        tiles.extend(leaves)
+        tiles.compare()
 
     def _add(self, kind: Kind, what: str, position: int, stream: str, version: int) -> None:
         self._findings.add(Finding(kind, what, position, in_short(str(stream)), version))

@@ -36,27 +36,34 @@ class Roots:
         self._next = next(self._signed, None)
         self._good: tuple[int, tuple[bytes, ...]] = (0, ())
         self._wrong: list[Signed] = []
+        self.is_newest_good = True
+        """Whether the log agrees with the last published head that was passed, if there was one."""
 
     @property
     def next_size(self) -> int:
         """The size at which the tree is to pass by; -1 if there is no more."""
         return -1 if self._next is None else self._next.size
 
-    def pass_by(self, tree: Frontier) -> None:
-        """The tree has come to `next_size`."""
-        root = tree.root()
+    def pass_by(self, tree: Frontier) -> bool:
+        """The tree has come to `next_size`. Whether a published head agrees with it."""
+        root, is_published = tree.root(), False
         while self._next is not None and self._next.size == tree.size:
-            if self._next.is_sound:
-                if self._next.root == root:
-                    self._agree(tree)
-                else:
-                    self._disagree(self._next)
+            agrees = self._next.is_sound and self._next.root == root
+            if agrees:
+                self._agree(tree)
+            elif self._next.is_sound:
+                self._disagree(self._next)
+            if self._next.is_published:
+                self.is_newest_good = agrees
+                is_published |= agrees
             self._next = next(self._signed, None)
+        return is_published
 
     def finish(self, last: int) -> Departure | None:
         """The log has ended, at the position `last`. Returns where it departs from what was signed, if it does."""
         beyond = None
         while self._next is not None:
+            self.is_newest_good &= not self._next.is_published
             if self._next.is_sound and self._next.size > last:
                 self._lost(self._next, last)
                 beyond = beyond or self._next

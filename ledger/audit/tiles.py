@@ -96,10 +96,13 @@ class Edge:
         """The root of the tree. Its complete subtrees are all in unfinished tiles."""
         return root_at(self.size, node_of(lambda place: self._open[place[0]]))
 
+    def unfinished(self) -> dict[Place, bytes]:
+        """The tiles that are not full yet."""
+        return {place: bytes(self._open[place[0]]) for place, _ in edge_of(self.size)}
+
     def tiles(self) -> dict[Place, bytes]:
         """The tiles that are new or have grown since `taken`."""
-        unfinished = {place: bytes(self._open[place[0]]) for place, _ in edge_of(self.size)}
-        return {**self._changed, **unfinished}
+        return {**self._changed, **self.unfinished()}
 
     def taken(self) -> dict[Place, bytes]:
         """The same, which are then those of another time."""

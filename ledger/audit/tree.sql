@@ -25,6 +25,12 @@ WHERE tree_size = %(tree_size)s ORDER BY number DESC LIMIT 1
 -- tiles: those of some places
 SELECT t.level, t.index, t.hashes
 FROM unnest(%(levels)s::smallint[], %(indexes)s::bigint[]) AS wanted (level, index) JOIN tree_tiles AS t USING (level, index)
+WHERE t.hashes IS NOT NULL
+
+-- tiles_beyond: where a tree of some size has no tiles
+SELECT level, index FROM tree_tiles
+WHERE level < 0 OR index NOT BETWEEN 0 AND ((%(size)s::bigint >> least(8 * level, 63)) + 255) / 256 - 1
+ORDER BY level, index
 
 -- put_tiles: new ones, and those that have grown
 INSERT INTO tree_tiles (level, index, hashes)

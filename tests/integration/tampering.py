@@ -24,7 +24,7 @@ from ledger.audit.leaf import leaf_data
 from ledger.audit.merkle import Frontier, leaf_hash
 from ledger.audit.note import Note, SigningKey, TreeHead, sign
 from ledger.audit.replay import command_of
-from ledger.audit.tiles import Edge
+from ledger.audit.tiles import TILE_BYTES, Edge
 from ledger.domain.account import Account
 from ledger.domain.aggregate import Stamp
 from ledger.domain.book import Book
@@ -711,6 +711,51 @@ def name_one_key_more(case: Case) -> Expected:
     key = SigningKey(ORIGIN, Ed25519PrivateKey.generate())
     case.db.execute("INSERT INTO tree_keys VALUES (2, %s, 3)", (str(key.public),))
     return Expected({Kind.HEADS}, place=f"key {key.public}")
+
+
+# --- the tiles of the tree -------------------------------------------------------------------------------------------
+
+
+def some_tile(case: Case) -> tuple[int, int, bytes]:
+    """Level, index and hashes of a tile."""
+    rows = case.db.execute("SELECT level, index, hashes FROM tree_tiles ORDER BY level, index").fetchall()
+    level, index, hashes = case.random.choice(rows)
+    return level, index, bytes(hashes)
+
+
+def set_tile(case: Case, level: int, index: int, hashes: bytes | None) -> Expected:
+    where = "WHERE level = %s AND index = %s"
+    case.db.execute(f"UPDATE tree_tiles SET hashes = %s {where}".encode(), (hashes, level, index))
+    return Expected({Kind.TILES}, place=f"tile {index} of level {level}")
+
+
+@tampering
+def flip_a_bit_of_a_tile(case: Case) -> Expected:
+    level, index, hashes = some_tile(case)
+    place = case.random.randrange(len(hashes))
+    other = hashes[place] ^ 1 << case.random.randrange(8)
+    return set_tile(case, level, index, hashes[:place] + bytes([other]) + hashes[place + 1 :])
+
+
+@tampering
+def take_a_tile_or_its_end_away(case: Case) -> Expected:
+    level, index, hashes = some_tile(case)
+    case.db.execute("ALTER TABLE tree_tiles ALTER hashes DROP NOT NULL")
+    return set_tile(case, level, index, case.random.choice((None, hashes[:-32] or None)))
+
+
+@tampering
+def store_hashes_of_nothing(case: Case) -> Expected:
+    """After the last of a level, where the signer will want to put others."""
+    level = case.random.choice((0, 1, 2, 32_767))
+    last = "SELECT index, hashes FROM tree_tiles WHERE level = %s ORDER BY index DESC LIMIT 1"
+    index, hashes = case.db.execute(last, (level,)).fetchone() or (0, None)
+    junk = case.random.randbytes(32)
+    if hashes is not None and len(hashes) < TILE_BYTES and case.random.random() < 0.5:
+        return set_tile(case, level, index, bytes(hashes) + junk)
+    index = case.random.choice((-1, index + 1, 2**63 - 1))
+    case.db.execute("INSERT INTO tree_tiles VALUES (%s, %s, %s)", (level, index, junk))
+    return Expected({Kind.TILES}, place=f"tile {index:,} of level {level}")
 
 
 # --- the read models -------------------------------------------------------------------------------------------------

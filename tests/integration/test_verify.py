@@ -21,6 +21,7 @@ from psycopg.conninfo import make_conninfo
 from read_side import History, catch_up
 from tampering import ORIGIN, TAMPERINGS, Case, capture_past_the_rules
 
+from ledger.audit import signer as signing
 from ledger.audit.findings import Kind
 from ledger.audit.keys import KeyFiles
 from ledger.audit.note import Note, PublicKey, SigningKey, TreeHead
@@ -423,6 +424,60 @@ def test_two_processes_find_what_one_does(sound: Sound, dsn: str) -> None:
         alone, beside = sound.verify(at), sound.verify(at, beside_from=1)
     assert alone.findings == beside.findings
     assert [each.kind for each in alone.findings if each.kind is not Kind.VERSIONS][-1] is Kind.READ_MODEL
+
+
+FLIPPED: Final = "UPDATE tree_tiles SET hashes = set_byte(hashes, 3, get_byte(hashes, 3) # 1)"
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 511, 512])
+def test_tiles_are_those_of_the_largest_head(
+    dsn: str, ledger: str, history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """However far the log has gone on since: no more has to be stored, no less, and nothing else."""
+    monkeypatch.setattr(signing, "BATCH_EVENTS", size)
+    history.live(Random(9), 600)
+    assert history.write() > 512
+    files = KeyFiles(tmp_path / "tree.key", ORIGIN)
+    files.make()
+    signer = Signer(dsn, ledger, files)
+    signer._grow(signer._connected())
+    signer._sign(signer._connected())
+    signer.stop()
+    report = verify(dsn, ledger, read_models=False)
+    assert report.is_sound, lines(report)
+    assert report.largest is not None
+    assert report.largest.size == size
+    with connect(dsn, ledger, "test") as connection:
+        connection.execute("SET session_replication_role = replica")
+        tiles = connection.execute("SELECT level, index FROM tree_tiles ORDER BY level, index").fetchall()
+        assert len(tiles) == -(-size // 256) + (size >= 256)
+        for damage, wrong in (
+            (FLIPPED, "hash 0 of it is not what the log comes to"),
+            ("DELETE FROM tree_tiles", "it is missing"),
+        ):
+            connection.execute(damage.encode())
+            report = verify(dsn, ledger, read_models=False)
+            assert {each.kind for each in report.findings} == {Kind.TILES}
+            expected = [f"tile {index} of level {level}: {wrong}" for level, index in tiles]
+            assert [each.line for each in report.findings] == expected
+
+
+def test_tiles_are_not_judged_by_a_log_that_was_changed(sound: Sound, dsn: str) -> None:
+    """Only up to where it agrees with what was signed. Beyond, they tell the event that was changed."""
+    late = sound.log[-3]
+
+    def change_the_log(case: Case) -> None:
+        case.set(late, "recorded_at", late.recorded_at + timedelta(microseconds=1))
+
+    def change_both(case: Case) -> None:
+        change_the_log(case)
+        case.db.execute(f"{FLIPPED} WHERE index = 0".encode())
+
+    for act, places in ((change_the_log, []), (change_both, ["tile 0 of level 0", "tile 0 of level 1"])):
+        with tampered(sound, dsn, act) as (at, _):
+            report = sound.verify(at)
+        assert [each.place for each in report.findings if each.kind is Kind.TILES] == places, lines(report)
+        assert report.findings[0].position in (late.position - 1, late.position)
 
 
 def test_of_much_that_is_wrong_the_first_is_named_and_the_rest_counted(sound: Sound, dsn: str) -> None:
