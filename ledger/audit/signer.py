@@ -16,7 +16,7 @@ from typing import Any, Final
 import psycopg
 import structlog
 from psycopg import Connection
-from psycopg.errors import UniqueViolation
+from psycopg.errors import InsufficientPrivilege, UniqueViolation
 
 from ledger.audit.keys import KeyFiles, KeyUnusable
 from ledger.audit.merkle import EMPTY_ROOT, root_at
@@ -214,6 +214,10 @@ class Signer:
                     connection.execute(SQL.add_key, {"public_key": str(key), "first_head": number})
         except UniqueViolation as error:
             raise SignedMeanwhile from error
+        except InsufficientPrivilege as error:
+            # Waiting does not mend it: rights were taken, or a trigger keeps what others put behind this tree's hashes.
+            why = f"the database refuses a head or its hashes ({error.diag.message_primary}): see `ledger audit verify`"
+            raise SigningRefused(why) from error
         self._number = number
 
     # --- the connection, and what is known with it -------------------------------------------------------------------

@@ -28,7 +28,7 @@ from ledger.audit.note import Note, PublicKey, SigningKey, TreeHead, read_head
 from ledger.audit.note import sign as sign_note
 from ledger.audit.restore import NothingToAccept, accept_restore
 from ledger.audit.signer import LogChanged, SignedMeanwhile, Signer, SigningRefused
-from ledger.postgres import connect
+from ledger.postgres import Role, connect
 
 NOW: Final = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -295,6 +295,27 @@ def test_a_refusal_is_shown_and_ends_when_its_cause_does(
     assert check_heads(db, files.public_keys())[-1].size == 21
     with pytest.raises(NothingToAccept):
         accept_restore(dsn, ledger, files, "again", NOW)
+
+
+def test_hashes_that_others_put_behind_the_tree_are_a_refusal(
+    dsn: str, ledger: str, history: History, files: KeyFiles, db: psycopg.Connection[Any]
+) -> None:
+    """The signer's role may do that, and a tile only ever grows: it is no outage that passes by itself."""
+    grow(history)
+    with closing(Running(Signer(dsn, ledger, files))) as running:
+        eventually(lambda: running.signer.size == history.head)
+        (size, _, _) = heads(db)[-1]
+        with connect(dsn, ledger, "test", Role.SIGNER) as thief:
+            thief.execute("UPDATE tree_tiles SET hashes = hashes || sha256('junk') WHERE level = 0")
+        grow(history, seed=7)
+        eventually(lambda: running.signer.failure is not None)
+        assert "a tile of the tree only ever grows" in str(running.signer.failure)
+        assert heads(db)[-1][0] == size
+
+        db.execute("UPDATE tree_tiles SET hashes = substring(hashes FOR 32 * %s) WHERE level = 0", [size])
+
+        eventually(lambda: running.signer.failure is None and heads(db)[-1][0] == history.head)
+    check_heads(db, files.public_keys())
 
 
 @pytest.fixture
