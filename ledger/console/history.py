@@ -180,4 +180,5 @@ def _verdict(proven: Proven | None) -> str:
         return "Not proven: for that give --public-key."
     log = f"the log of {proven.head.size:,} events that {proven.head.origin} signed."
     wrong = sum(each is not None for each in proven.wrong)
-    return f"{wrong:,} of these {'is' if wrong == 1 else 'are'} NOT in {log}" if wrong else f"All are in {log}"
+    # Its hashes may be damaged, and the events in the log all the same: `ledger audit verify` can tell, we here can't.
+    return f"The server's proof of {wrong:,} of these does NOT hold, for {log}" if wrong else f"All are in {log}"

@@ -266,7 +266,7 @@ def printed(history: History) -> str:
     return text
 
 
-def test_an_event_that_is_not_in_the_log_is_found_out(lived: Client, server: LedgerServer) -> None:
+def test_an_event_that_was_not_recorded_so_is_found_out(lived: Client, server: LedgerServer) -> None:
     """Whatever of it a server tells otherwise than it was recorded, its line is marked, and no other."""
     stream = lived.name("account/alice~")
     lies: list[dict[str, Any]] = [
@@ -285,7 +285,7 @@ def test_an_event_that_is_not_in_the_log_is_found_out(lived: Client, server: Led
         assert [each["proven"] for each in json.loads(as_json(found))["events"]].count(False) == 1
         text = printed(found)
         assert (text.count("✗"), text.count("✓")) == (1, 14)
-        assert "1 of these is NOT in the log" in text
+        assert "The server's proof of 1 of these does NOT hold, for the log of " in text
     assert history_of(lying(lived, 2), server.ledger, [stream], server.public_key, 100).is_sound
 
 
