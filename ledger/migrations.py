@@ -105,7 +105,7 @@ def _take_turns(
     drop = f"run `DROP SCHEMA {target.schema} CASCADE`"
     advice = f"if they hold nothing, {drop} and migrate again"
     if target != CALLERS:  # Tokens are in no backup.
-        advice = f"if a restore was broken off, {drop} and restore again; if there never was one: {advice}"
+        advice = f"if a restore was broken off, {drop}, then restore again; if there never was one: {advice}"
     what = f"{target.title} has tables that its migrations don't know of: {last.diag.message_primary}"
     raise SchemaError(f"{what}. What to do: {advice}")
 
