@@ -110,6 +110,10 @@ def test_calls_that_never_say_what_they_ask_for_keep_nobody_out(server: LedgerSe
     with server.channel() as channel:
         begin = channel.stream_unary(AUTHORIZE)
         silent = [begin.future(iter(never.wait, True)) for _ in range(CALLS_MOST_USUALLY + 100)]
+        # On one connection calls come in their order: where one that speaks is answered, those before it are there.
+        with pytest.raises(grpc.RpcError) as malformed:
+            channel.unary_unary(AUTHORIZE)(b"", timeout=60)
+        assert malformed.value.code() is StatusCode.INVALID_ARGUMENT
         result = asked(Job("authorize", [server.address], tag, 5_000, **of, outstanding=CALLS_MOST_USUALLY))
         assert result.commands == 5_000
         assert not any(each.done() for each in silent)
