@@ -19,7 +19,9 @@ from google.protobuf.message_factory import GetMessageClass
 from ledger.callers import Caller, PermissionDenied
 from ledger.committer import Committer
 from ledger.domain.commands import Command
+from ledger.domain.decisions import Outcome
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
+from ledger.domain.payment import Payment
 from ledger.exchange import Ended, Exchange, correlation_id_of, ending
 from ledger.gate import Gate, Kind
 from ledger.grpc_server import Free, Incoming, Take
@@ -37,6 +39,9 @@ BATCH_MOST_LEGS: Final = 20_000
 BATCH_MOST_BYTES: Final = 3 * 2**20
 """The answer repeats what was asked and adds to it: from a larger request it would pass gRPC's usual 4 MiB."""
 
+BATCH_MOST_LISTED: Final = 1_000_000
+"""Changes of payments in all results: each lists all that its payment has had, which may be a thousand."""
+
 _NAME_SHOWN: Final = 64
 
 
@@ -44,6 +49,12 @@ class LedgerNotFound(Refusal):
     """This server has no ledger {ledger!r}."""
 
     code = "LEDGER_NOT_FOUND"
+
+
+class AnswerTooLarge(Refusal):
+    """It is done, but its results would list {changes} changes of payments, over {most}. Send it in smaller batches."""
+
+    code = "ANSWER_TOO_LARGE"
 
 
 Reads: TypeAlias = Mapping[str, Callable[[Any, float | None], Awaitable[Message]]]
@@ -126,12 +137,15 @@ class Desk:
             exchange.reply(batch_response(request, _aborted(commands)))
             return
 
-        def respond(results: list[Result]) -> Message:
+        def respond(results: list[Result]) -> Message | Refusal:
+            # It is made in the committer's thread, for which all others wait.
+            if (listed := _listed(results)) > BATCH_MOST_LISTED:
+                return AnswerTooLarge(changes=listed, most=BATCH_MOST_LISTED)
             done = iter(results)
             return batch_response(request, [each if isinstance(each, Refusal) else next(done) for each in commands])
 
         if not sound:
-            exchange.reply(respond([]))
+            exchange.reply(batch_response(request, [each for each in commands if isinstance(each, Refusal)]))
             return
         ticket = Ticket(
             sound,
@@ -222,6 +236,12 @@ def _commands(request: batch_pb2.ExecuteBatchRequest, caller: Caller) -> list[Co
         except PermissionDenied as denied:
             commands[number] = denied
     return commands
+
+
+def _listed(results: Sequence[Result]) -> int:
+    """How many changes of payments the results list."""
+    things = [each.thing for each in results if isinstance(each, Outcome)]
+    return sum(len(each.history) - 1 for each in things if isinstance(each, Payment))
 
 
 def _aborted(commands: Sequence[Command | Refusal]) -> list[Result]:

@@ -76,7 +76,8 @@ class ExecuteBatchRequest(_message.Message):
         """1 to 5,000 commands, 2,000 if ATOMIC, with at most 20,000 transfer legs in all.
         The request may have at most 3 MiB. The answer repeats what was asked, and things as they were before: if yours
         repeats a lot (large metadata, payments with many captures), allow your client more than gRPC's usual 4 MiB.
-        An answer that your own client finds too large was recorded all the same.
+        An answer that your own client finds too large was recorded all the same. So was one whose results would list more
+        than 1,000,000 changes of payments (RESOURCE_EXHAUSTED, ANSWER_TOO_LARGE): smaller batches tell what became of it.
         """
 
     def __init__(

@@ -1123,6 +1123,18 @@ def test_of_several_declines_the_documented_first_is_told(world: Client) -> None
     assert second.payment.declined_account_id == world.name("frozen~")
 
 
+def test_an_answer_that_would_list_too_much_is_refused_and_what_it_is_of_is_done(world: Client) -> None:
+    """ANSWER_TOO_LARGE: each result lists all that its payment has had. Smaller batches tell what became of it."""
+    again, new = increment("changed~", "i999", 1_001), opening("beside-too-much~")
+    refused = world.refuses(batch(*[again] * 1_001, new))
+    listed = {"changes": "1001000", "most": "1000000"}
+    assert refused == Refused(StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE", listed)
+    first, second = world(batch(again, new)).results
+    assert first.increment_authorization.replayed
+    assert len(first.increment_authorization.payment.increments) == 1_000
+    assert second.open_account.replayed
+
+
 REFUSALS: Final = (Path(__file__).parents[2] / "docs" / "refusals.md").read_text()
 
 ELSEWHERE: Final = {
@@ -1135,6 +1147,7 @@ ELSEWHERE: Final = {
     "BATCH_ABORTED": "test_api.py::test_an_atomic_batch_is_all_or_nothing",
     "BALANCE_NOT_REPRESENTABLE": "test_api.py::test_a_sum_by_effective_time_that_no_int64_holds_is_refused_decently",
     "QUEUE_FULL": "test_api.py::test_more_commands_than_the_queue_takes_are_refused_with_a_pause",
+    "ANSWER_TOO_LARGE": "test_api.py::test_an_answer_that_would_list_too_much_is_refused_and_what_it_is_of_is_done",
     "READ_MODEL_BEHIND": "test_api.py::test_a_read_that_waits_in_vain_names_both_positions",
     "DATABASE_UNAVAILABLE": "test_health.py::test_without_a_database_commands_and_reads_are_unavailable_at_once",
     "READS_UNAVAILABLE": "test_health.py::test_without_a_database_commands_and_reads_are_unavailable_at_once",
