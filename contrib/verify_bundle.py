@@ -207,7 +207,7 @@ class Head(NamedTuple):
 
     @classmethod
     def from_note(cls, note: Note, origin: str) -> Head:
-        introduces = len(note.lines) == 4 and note.lines[3].startswith("next-key ")
+        introduces = len(note.lines) == 4 and bool(re.fullmatch("next-key .+", note.lines[3]))
         is_head = (len(note.lines) == 3 or introduces) and note.lines[0] == origin
         require(is_head, "{} is no head of {}", note.lines, origin)
         next_key = note.lines[3].removeprefix("next-key ") if introduces else ""

@@ -261,24 +261,24 @@ class Committer:
     # --- deciding and recording --------------------------------------------------------------------------------------
 
     def _decide_and_record_somehow(self, work: Work) -> list[list[Result]]:
-        """Decide and record. A connection that turns out to be lost before anything was sent is replaced once.
-
-        Raises the Outage that stands in the way, such as a wrong clock: what waits then was let in before it was seen.
-        """
+        """Decide and record. A connection that turns out to be lost before anything was sent is replaced once."""
         try:
-            self._link.require_no_outage()
             return self._decide_and_record(work)
         except psycopg.OperationalError:
             self._link.lose()
             if not self._link.connect():
                 raise
-            self._link.require_no_outage()
             return self._decide_and_record(work)
 
     def _decide_and_record(self, work: Work) -> list[list[Result]]:
-        """Two tries at most: if somebody else appends first, the second try is made in our turn, when nobody can."""
+        """Two tries at most: if somebody else appends first, the second try is made in our turn, when nobody can.
+
+        Raises the Outage that stands in the way, such as a wrong clock: what waits then was let in before it was seen.
+        """
+        self._link.require_no_outage()
         try:
             decided = self._decide(work)
+            self._link.require_time(decided.at)
             if decided.rows:
                 self._append(decided)
             elif not decided.checked:
@@ -303,7 +303,6 @@ class Committer:
 
     def _append(self, decided: Decided) -> None:
         """Record what was decided; meanwhile decide what comes next, if that is a batch."""
-        self._link.require_time(decided.after.recorded_at)
         ahead = self._take_ahead(decided)
         meanwhile = partial(self._decide_ahead, ahead, decided) if ahead else None
         try:
@@ -340,8 +339,8 @@ class Committer:
                 self._link.catch_up()
                 self.lost_races += self._memory.head != before
                 decided = self._decider.decide(chunks)
+                self._link.require_time(decided.at)
                 if decided.rows:
-                    self._link.require_time(decided.after.recorded_at)
                     writer.append(decided.before, decided.rows, decided.after.recorded_at)
         except AppendUnknown as error:
             assert decided is not None

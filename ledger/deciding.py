@@ -40,6 +40,8 @@ class Decided:
     """Where the log ends as this was decided: there and nowhere else it may be recorded."""
     after: Head
     """Where it ends then: `before`, if there is nothing to record."""
+    at: datetime
+    """The time that it was decided by."""
     checked: bool
     """Whether the log was seen to end at `before` meanwhile."""
     assumed_new: bool
@@ -114,7 +116,7 @@ class Decider:
         results = [self._decide_chunk(chunk, book, now) for chunk in chunks]
         rows = [self._mapper.to_row(event) for event in book.events]
         after = Head(before.position + len(rows), now) if rows else before
-        return Decided(chunks, results, book, rows, before, after, checked, assumed_new)
+        return Decided(chunks, results, book, rows, before, after, now, checked, assumed_new)
 
     def _decide_chunk(self, chunk: Chunk, book: Book, now: datetime) -> list[Result]:
         ticket = chunk.ticket

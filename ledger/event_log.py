@@ -17,7 +17,6 @@ from eventsourcing.persistence import ApplicationRecorder, Notification, StoredE
 from eventsourcing.postgres import PostgresDatastore
 
 from ledger.postgres import Role, connection_settings, schema_of, sql_blocks
-from ledger.upcasters import LogRow
 
 SQL: Final = sql_blocks("ledger.sql", "log.sql")
 
@@ -85,11 +84,13 @@ class EventLog(ApplicationRecorder):
             return []
         with self._datastore.transaction(commit=True) as cursor:
             cursor.execute(SQL.take_turn)
-            rows = [
-                (str(event.originator_id), event.originator_version, event.topic, event.state)
-                for event in stored_events
-            ]
-            cursor.execute(SQL.insert_at_head, append_columns(rows))
+            columns = {
+                "streams": [str(event.originator_id) for event in stored_events],
+                "versions": [event.originator_version for event in stored_events],
+                "topics": [event.topic for event in stored_events],
+                "states": [event.state for event in stored_events],
+            }
+            cursor.execute(SQL.insert_at_head, columns)
             return sorted(row["position"] for row in cursor)
 
     def select_events(
@@ -173,9 +174,3 @@ class PollingSubscription(Subscription[EventLog]):
             else:
                 self._stopped.wait(_POLL_S)
         raise StopIteration
-
-
-def append_columns(rows: Sequence[LogRow]) -> dict[str, Any]:
-    """The parameters of an append: one array per column."""
-    streams, versions, topics, states = map(list, zip(*rows, strict=True))
-    return {"streams": streams, "versions": versions, "topics": topics, "states": states}

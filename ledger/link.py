@@ -129,15 +129,20 @@ class Link:
             self._check_clock()
 
     def require_time(self, moment: datetime) -> None:
-        """Raise an Outage if it can't be `moment` now, to be called before that is recorded: it can't be taken back.
+        """Raise an Outage if it can't be `moment` now. To be called before anybody is told what was decided by it, and
+        before it is recorded, which can't be taken back.
 
         A clock is compared with the database's every few seconds, and may be set between. How long that is ago says how
-        far it must have come; where it has not, it is compared at once.
+        far it must have come; where it has not, it is compared at once. Raises HeadMoved if the log was seen to go on
+        meanwhile: what was decided has to be decided again.
         """
         at_clock, at_monotonic = self._compared
         if abs(moment.timestamp() - at_clock - (monotonic() - at_monotonic)) > self._clock_off_most_s:
+            head = self._memory.head
             self.check(at_leisure=True)
             self.require_no_outage()
+            if self._memory.head is not head:
+                raise HeadMoved
 
     def _check_clock(self) -> None:
         """Serve only while this machine's clock is near the database's and not behind the log's."""

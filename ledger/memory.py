@@ -18,7 +18,7 @@ from ledger.upcasters import EventMapper
 from ledger.writer import Head, Loaded, Wanted
 
 _LEGS_MOST: Final = 16
-"""A transfer of more is not remembered: only a retry would ask for it, and a bound in streams must be one in bytes."""
+"""A transfer of more is forgotten by `tidy`: only a retry asks for it, and a bound in streams must be one in bytes."""
 
 
 class Memory:
@@ -34,6 +34,8 @@ class Memory:
         self._most = most_streams
         self._known: OrderedDict[str, LedgerAggregate] = OrderedDict()
         self._missing: set[str] = set()
+        self._large: set[str] = set()
+        """Streams of transfers with many legs among those that are known."""
 
     def __len__(self) -> int:
         return len(self._known)
@@ -94,7 +96,7 @@ class Memory:
             event = self._read(recorded)
             histories.setdefault(event.stream, []).append(event)
         for stream, history in histories.items():
-            self._known[stream] = _refolded(stream, history)
+            self._remember(stream, _refolded(stream, history))
         self._missing |= wanted.last - {event.originator_id for event in loaded.last}
         self._missing |= wanted.whole - histories.keys()
 
@@ -103,10 +105,13 @@ class Memory:
         self.head = head
         for stream, aggregate in changed.items():
             aggregate.let_go()
-            if isinstance(aggregate, Transfer) and len(aggregate.outcome.legs) > _LEGS_MOST:
-                continue
-            self._known[stream] = aggregate
+            self._remember(stream, aggregate)
             self._known.move_to_end(stream)
+
+    def _remember(self, stream: str, aggregate: LedgerAggregate) -> None:
+        self._known[stream] = aggregate
+        if isinstance(aggregate, Transfer) and len(aggregate.outcome.legs) > _LEGS_MOST:
+            self._large.add(stream)
 
     def move_to(self, head: Head, moved: Iterable[str]) -> None:
         """Others appended: forget the streams that `moved`, and be at the new head."""
@@ -123,14 +128,17 @@ class Memory:
         self._missing.clear()
 
     def tidy(self) -> None:
-        """Between batches: forget what was missing, and what was not used for longest."""
+        """Between batches: forget what was missing, what is large, and what was not used for longest."""
         self.forget_missing()
+        while self._large:
+            self._known.pop(self._large.pop(), None)
         while len(self._known) > self._most:
             self._known.popitem(last=False)
 
     def forget_all(self) -> None:
         self._missing.clear()
         self._known.clear()
+        self._large.clear()
 
     def _read(self, recorded: RecordedEvent) -> LedgerEvent:
         return self._mapper.to_domain_event(recorded)

@@ -29,6 +29,10 @@ class NoteInvalid(Exception):
     """A note, a tree head or a public key that is malformed, or not signed by a key that is trusted."""
 
 
+class NotSigned(NoteInvalid):
+    """No key that is trusted has signed a note."""
+
+
 def _key_id(name: str, raw: bytes) -> bytes:
     return sha256(name.encode() + b"\n" + _ED25519 + raw).digest()[:_ID_BYTES]
 
@@ -134,7 +138,7 @@ class Note:
     def require_signed(self, keys: Sequence[PublicKey]) -> None:
         """Raise NoteInvalid unless one of the keys signed the note."""
         if not self.signers(keys):
-            raise NoteInvalid("no key that is trusted has signed the note")
+            raise NotSigned("no key that is trusted has signed the note")
 
 
 def sign(text: str, keys: Sequence[SigningKey]) -> str:

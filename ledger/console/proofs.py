@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ledger.audit.leaf import leaf_data
 from ledger.audit.merkle import ProofInvalid, leaf_hash, verify_inclusion
-from ledger.audit.note import Note, NoteInvalid, PublicKey, TreeHead, read_head
+from ledger.audit.note import NotSigned, PublicKey, TreeHead, read_head
 from ledger.console.rpc import Ask
 from ledger.v1.audit_pb2 import Event, GetInclusionProofRequest, GetTreeHeadRequest
 
@@ -24,12 +24,13 @@ class Proven(NamedTuple):
 def prove(ask: Ask, ledger: str, events: Sequence[Event], key: PublicKey) -> Proven:
     """Prove events by the newest head, which covers the last of them. Raises NoteInvalid if the key didn't sign it."""
     note = ask(GetTreeHeadRequest(ledger=ledger, min_position=events[-1].position)).tree_head.signed_note
-    if not Note.parse(note).signers([key]):
-        raise NoteInvalid(
+    try:
+        head = read_head(note, [key])
+    except NotSigned:
+        raise NotSigned(
             "your key has not signed it; if the ledger's key was changed since, give the new one: `ledger audit "
             "verify` and `ledger audit check` with yours tell which one it introduced"
-        )
-    head = read_head(note, [key])
+        ) from None
     return Proven(head, note, [_wrong(ask, ledger, event, head) for event in events])
 
 

@@ -1155,8 +1155,13 @@ def test_a_clock_that_goes_wrong_under_load_stops_writes(serve: Serve, new_ledge
 
 
 @pytest.mark.parametrize("off", [timedelta(days=365), timedelta(seconds=CLOCK_OFF_S + 1)])
+@pytest.mark.parametrize(
+    "command",
+    [authorize(1), capture("d", 1, payment_id="held"), capture("d", 2, payment_id="held")],
+    ids=["new", "held", "too much"],
+)
 def test_a_clock_that_was_just_set_wrong_decides_nothing(
-    dsn: str, ledger: str, serve: Serve, session: psycopg.Connection[Any], off: timedelta
+    dsn: str, ledger: str, serve: Serve, command: Command, off: timedelta
 ) -> None:
     """Not one command: a time that was recorded stays, holds would expire by it, and in the end nobody could write."""
     clock = Clock()
@@ -1164,7 +1169,7 @@ def test_a_clock_that_was_just_set_wrong_decides_nothing(
     desk.do(*WORLD, authorize(1, payment_id="held"))
     before = read_log(dsn, ledger)
     clock.off_s = off.total_seconds()
-    assert desk.answer(authorize(1)) == "refused WRITES_STOPPED"
+    assert desk.answer(command) == "refused WRITES_STOPPED"
     assert elsewhere.answer(capture("c", 1, payment_id="held")) == "CAPTURED"
     assert all(row.recorded_at <= utc_now() for row in read_log(dsn, ledger))
     assert read_log(dsn, ledger)[: len(before)] == before
@@ -1172,6 +1177,17 @@ def test_a_clock_that_was_just_set_wrong_decides_nothing(
     eventually(lambda: desk.committer.outage is None)
     assert desk.answer(authorize(1)) == "AUTHORIZED"
     check_log(dsn, ledger)
+
+
+def test_what_was_refused_as_a_clock_was_moved_is_decided_again_where_the_log_went_on(serve: Serve) -> None:
+    """By not so much that it is wrong: but the look at it is one at the log, and a refusal is of its newest state."""
+    clock = Clock(off_s=-3)
+    desk, elsewhere = serve(clock=clock), serve()
+    desk.do(*WORLD, authorize(1), freeze("alice"))
+    assert desk.answer(increment("i", 2)) == "refused ACCOUNT_FROZEN"
+    elsewhere.do(unfreeze("alice"))
+    clock.off_s = 3
+    assert desk.answer(increment("i", 2)) == "AUTHORIZED"
 
 
 def test_what_waits_as_a_clock_is_set_wrong_is_not_decided_by_it(

@@ -327,34 +327,38 @@ def test_keys_that_were_changed_are_missed(
         ], lines(report)
 
 
+def sign_on(connection: psycopg.Connection[Any], note: str, stranger: SigningKey) -> None:
+    """After the ledger's fourth and newest head, `note`: a fifth that a stranger has signed, and his key."""
+    head = TreeHead.parse(Note.parse(note).text)
+    add = "INSERT INTO tree_heads (number, tree_size, root_hash, note) VALUES (5, %s, %s, %s)"
+    connection.execute(add, (head.size, head.root, signed(head.text, [stranger])))
+    connection.execute("INSERT INTO tree_keys VALUES (3, %s, 5)", (str(stranger.public),))
+
+
+def require_not_followed(report: Report, stranger: SigningKey) -> None:
+    """It has to name the head and the key that the stranger brought, and nothing else."""
+    places = [(each.kind, each.place) for each in report.findings]
+    assert places == [(Kind.SIGNATURE, "head 5"), (Kind.HEADS, f"key {stranger.public}")]
+
+
 def test_a_key_that_nobody_introduced_is_not_followed(dsn: str, ledger: str, rotated: list[PublicKey]) -> None:
     """Whoever brings a key of his own has to be named by the one before."""
     stranger = SigningKey(ORIGIN, Ed25519PrivateKey.generate())
     with connect(dsn, ledger, "test") as connection:
-        head = TreeHead.parse(Note.parse(newest_note(dsn, ledger)).text)
-        add = "INSERT INTO tree_heads (number, tree_size, root_hash, note) VALUES (5, %s, %s, %s)"
-        connection.execute(add, (head.size, head.root, signed(head.text, [stranger])))
-        connection.execute("INSERT INTO tree_keys VALUES (3, %s, 5)", (str(stranger.public),))
-    report = verify(dsn, ledger, key=rotated[0])
-    places = [(each.kind, each.place) for each in report.findings]
-    assert places == [(Kind.SIGNATURE, "head 5"), (Kind.HEADS, f"key {stranger.public}")]
+        sign_on(connection, newest_note(dsn, ledger), stranger)
+    require_not_followed(verify(dsn, ledger, key=rotated[0]), stranger)
 
 
 def test_a_signature_under_an_honest_head_introduces_nobody(dsn: str, ledger: str, rotated: list[PublicKey]) -> None:
     """Whoever has all rights on the database can add his own. Once that was enough to sign on with a key of his."""
     stranger = SigningKey(ORIGIN, Ed25519PrivateKey.generate())
     note = newest_note(dsn, ledger)
-    head = TreeHead.parse(Note.parse(note).text)
-    signature = signed(head.text, [stranger]).rpartition("\n\n")[2]
+    signature = signed(Note.parse(note).text, [stranger]).rpartition("\n\n")[2]
     with connect(dsn, ledger, "test") as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute("UPDATE tree_heads SET note = %s WHERE number = 4", (note + signature,))
-        add = "INSERT INTO tree_heads (number, tree_size, root_hash, note) VALUES (5, %s, %s, %s)"
-        connection.execute(add, (head.size, head.root, signed(head.text, [stranger])))
-        connection.execute("INSERT INTO tree_keys VALUES (3, %s, 4)", (str(stranger.public),))
-    report = verify(dsn, ledger, key=rotated[0])
-    places = [(each.kind, each.place) for each in report.findings]
-    assert places == [(Kind.SIGNATURE, "head 5"), (Kind.HEADS, f"key {stranger.public}")]
+        sign_on(connection, note, stranger)
+    require_not_followed(verify(dsn, ledger, key=rotated[0]), stranger)
 
 
 @pytest.mark.parametrize(("transfers", "kind"), [(0, Kind.TAIL), (1, Kind.TAIL), (50, Kind.ROOT)])

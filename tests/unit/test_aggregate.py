@@ -12,9 +12,10 @@ from ledger.domain.aggregate import LedgerAggregate
 from ledger.domain.events import LedgerEvent
 from ledger.domain.payment import Payment
 from ledger.domain.transfer import Transfer
+from ledger.event_log import RecordedEvent, recorded_event
 from ledger.memory import Memory
 from ledger.upcasters import EventMapper
-from ledger.writer import Head
+from ledger.writer import Head, Loaded, Wanted
 
 KINDS: Final[dict[str, type[LedgerAggregate]]] = {
     "account/alice": Account,
@@ -51,6 +52,12 @@ def test_a_copy_has_all_that_the_original_has(original: LedgerAggregate) -> None
     assert twin.pending_events is pending
 
 
+def recorded(event: LedgerEvent) -> RecordedEvent:
+    """The event as it is read from the log."""
+    stream, version, topic, state = EventMapper().to_row(event)
+    return recorded_event(event.command_position, stream, version, topic, event.timestamp, state)
+
+
 def test_what_is_remembered_lets_go_of_the_events_of_its_command() -> None:
     """A transfer of a thousand legs would keep all its events in memory, for as long as one account is remembered."""
     ledger, memory = Ledger(alice=100, shop=0), Memory(EventMapper(), most_streams=100)
@@ -58,9 +65,16 @@ def test_what_is_remembered_lets_go_of_the_events_of_its_command() -> None:
     ledger.do(transfer("many", *(leg("alice", "shop", 1) for _ in range(17))))
     outcome = ledger.do(authorize(30))
     memory.recorded(ledger.book.changed, Head(ledger.head, ledger.now))
+    assert memory.knows("transfer/many"), "until the batch is done"
+    memory.tidy()
     for stream in ("account/alice", "account/shop", "payment/p", "transfer/few"):
         remembered = memory.get(stream)
         assert remembered is not None
         assert not remembered.pending_events
     assert memory.get("payment/p") is outcome.thing
     assert not memory.knows("transfer/many"), "as large as all of its legs, and asked for by a retry alone"
+    retried = [recorded(event) for event in ledger.book.events if event.stream == "transfer/many"]
+    memory.learn(Wanted(whole={"transfer/many"}), Loaded(memory.head, [], [], retried))
+    assert isinstance(memory.get("transfer/many"), Transfer)
+    memory.tidy()
+    assert not memory.knows("transfer/many"), "nor after that"
