@@ -260,10 +260,9 @@ def lying(client: Client, number: int, **lie: Any) -> Callable[[Any], Any]:
 
 
 def printed(history: History) -> str:
-    screen = Console(width=1_000, file=StringIO())
-    show(screen, history)
-    text: str = screen.file.getvalue()  # type: ignore[attr-defined]
-    return text
+    text = StringIO()
+    show(Console(width=1_000, file=text), history)
+    return text.getvalue()
 
 
 def test_an_event_that_was_not_recorded_so_is_found_out(lived: Client, server: LedgerServer) -> None:
