@@ -695,8 +695,19 @@ def utc(event: Event) -> str:
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
-def text_or_file(argument: str) -> str:
-    return Path(argument).read_text(encoding="utf-8") if Path(argument).is_file() else argument
+def text_in(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise Wrong(f"{file} is not a text") from None
+
+
+def key_of(text_or_file: str) -> Key:
+    is_file = Path(text_or_file).is_file()
+    try:
+        return Key.from_text((text_in(Path(text_or_file)) if is_file else text_or_file).strip())
+    except Wrong as error:
+        raise Wrong(f"--public-key: {error}{'' if is_file else ', and there is no such file'}") from None
 
 
 def a_position(argument: str) -> int:
@@ -714,7 +725,7 @@ def arguments() -> argparse.Namespace:
     key = "the ledger's public key, or a file with it: <name>+<id>+<base64>"
     position = "show the event at this position, and what proves that it is in the log"
     parser.add_argument("bundle", type=Path, metavar="FILE", help="the bundle, as `ledger audit export` wrote it")
-    parser.add_argument("--public-key", type=text_or_file, metavar="TEXT|FILE", help=key)
+    parser.add_argument("--public-key", metavar="TEXT|FILE", help=key)
     parser.add_argument("--head", type=Path, metavar="FILE", help="a head that you kept: the log has to go on from it")
     parser.add_argument("--save-head", type=Path, metavar="FILE", help="keep the last head, if all is verified")
     parser.add_argument("--inclusion", type=a_position, default=0, metavar="POSITION", help=position)
@@ -724,8 +735,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     asked = arguments()
     try:
-        trusted = None if asked.public_key is None else Key.from_text(asked.public_key.strip())
-        kept = Note.from_text(asked.head.read_text(encoding="utf-8")) if asked.head else None
+        trusted = None if asked.public_key is None else key_of(asked.public_key)
+        kept = Note.from_text(text_in(asked.head)) if asked.head else None
         with asked.bundle.open("rb") as file:
             seen = Verification(Bundle(file), trusted, kept, asked.inclusion)
             try:
@@ -739,7 +750,10 @@ def main() -> int:
         require(there, "what is in it is right, but it has no position {}: it has {} events", asked.inclusion, size)
         if asked.save_head:
             asked.save_head.write_text(seen.head_note, encoding="utf-8")
-    except (Wrong, OSError, ValueError) as error:
+    except OSError as error:
+        print(f"verify_bundle: {error.filename or asked.bundle}: {error.strerror}", file=sys.stderr)
+        return USAGE
+    except (Wrong, ValueError) as error:
         print(f"verify_bundle: {error}", file=sys.stderr)
         return USAGE
     print(*report(seen), sep="\n")

@@ -880,21 +880,29 @@ def test_it_ends_with_1_and_says_what_is_wrong(run: Callable[..., Ended]) -> Non
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "why"),
     [
-        [],
-        ["missing.bundle"],
-        ["main.bundle", "--public-key", "mistyped"],
-        ["main.bundle", "--head", "missing.head"],
-        ["main.bundle", "--head", "key.pub"],
-        ["main.bundle", "--inclusion", "first"],
+        ([], "the following arguments are required: FILE"),
+        (["missing.bundle"], "missing.bundle: No such file or directory"),
+        (["."], ".: Is a directory"),
+        (["main.bundle", "--public-key", "mistyped"], "--public-key: 'mistyped' is not a public key of Ed25519, and "),
+        (["main.bundle", "--public-key", "mistyped"], ", and there is no such file"),
+        (["main.bundle", "--public-key", "kept.head"], "is not a public key of Ed25519\n"),
+        (["main.bundle", "--public-key", "main.bundle"], "--public-key: main.bundle is not a text"),
+        (["main.bundle", "--head", "missing.head"], "missing.head: No such file or directory"),
+        (["main.bundle", "--head", "key.pub"], "is no signed note"),
+        (["main.bundle", "--head", "main.bundle"], "main.bundle is not a text"),
+        (["main.bundle", "--inclusion", "first"], "'first' is not a position: they are numbered from 1"),
+        (["main.bundle", "--save-head", "missing/new.head"], "missing/new.head: No such file or directory"),
     ],
 )
-def test_it_ends_with_2_when_it_could_not_be_tried(run: Callable[..., Ended], arguments: list[str]) -> None:
+def test_it_ends_with_2_when_it_could_not_be_tried(run: Callable[..., Ended], arguments: list[str], why: str) -> None:
     """One line says why, and no traceback."""
     ended = run(*arguments)
     assert (ended.code, ended.out) == (2, "")
+    assert why in ended.err
     assert "Traceback" not in ended.err
+    assert "Errno" not in ended.err
 
 
 def test_it_shows_an_event_and_its_proof(run: Callable[..., Ended]) -> None:
