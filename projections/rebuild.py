@@ -152,13 +152,16 @@ class Rebuild:
     def swap(self) -> None:
         """Put the new tables in the place of the live ones, in one transaction, at the live ones' position.
 
-        Raises RebuildImpossible when somebody reads the old ones for longer than others can be kept waiting.
+        Raises RebuildImpossible when somebody reads the old ones for longer than others can be kept waiting, or has
+        built on them what would be lost with them.
         """
+        with self._as_live():
+            views.create_views(self._connection)
         for _ in range(_SWAP_TRIES):
             self.catch_up()
             try:
                 self._swap()
-            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled, psycopg.errors.DeadlockDetected):
                 sleep(_SWAP_PAUSE_S)
             else:
                 self._connection.execute(SQL.analyze)
@@ -170,9 +173,12 @@ class Rebuild:
         try:
             with self._connection.transaction():
                 self._swap_in_transaction()
-        except BaseException:
+        except BaseException as error:
             self.position = before
-            raise
+            if not isinstance(error, psycopg.errors.DependentObjectsStillExist):
+                raise
+            what = (error.diag.message_detail or "").replace(f"{self._old}.", f"{self._ledger_schema}.")
+            raise RebuildImpossible(f"{what}: build that on the views (balances_v1 ...), which stay") from error
 
     def _swap_in_transaction(self) -> None:
         connection = self._connection
@@ -182,18 +188,22 @@ class Rebuild:
         while self.position < live:
             self._apply(min(BATCH_EVENTS, live - self.position))
         with self._as_live():
-            connection.execute(SQL.lock_tables)
+            connection.execute(SQL.brief)
+            connection.execute(SQL.lock)
+            connection.execute(SQL.as_before)
             grants = connection.execute(SQL.grants, {"tables": list(TABLES)}).fetchall()
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self._old)))
         for table in TABLES:
             self._move(table, self._ledger_schema, self._old)
             self._move(table, self._scratch, self._ledger_schema)
         with self._as_live():
-            connection.execute(views.SQL.create)
+            connection.execute(views.SQL.create_over_read_models)
             for (grant,) in grants:
                 connection.execute(grant)
             connection.execute(SQL.set_checkpoint, {"position": self.position})
-        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(self._old)))
+        tables = sql.SQL(", ").join(sql.Identifier(self._old, table) for table in TABLES)
+        connection.execute(sql.SQL("DROP TABLE {}").format(tables))
+        connection.execute(sql.SQL("DROP SCHEMA {}").format(sql.Identifier(self._old)))
 
     def _move(self, table: str, origin: str, to: str) -> None:
         what, where = sql.Identifier(origin, table), sql.Identifier(to)

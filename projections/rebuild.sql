@@ -32,8 +32,16 @@ SELECT position FROM checkpoints WHERE name = 'read_models' FOR UPDATE
 -- patience: how long to wait for tables that somebody reads; longer would keep all others waiting behind
 SET LOCAL lock_timeout = '2s'
 
--- lock_tables: nobody reads or writes them until the end of the transaction
-LOCK TABLE balances, payments, transfers, transfer_accounts, entries IN ACCESS EXCLUSIVE MODE
+-- brief: all of the next statement has to be done in less than the server's deadlock_timeout, which is 1s unless it is set
+SET LOCAL statement_timeout = '900ms'
+
+-- lock: nobody reads or writes the tables until the end of the transaction, nor the views, which a query locks before them:
+-- whoever came meanwhile would hold a view, wait for its table, and be ended as the victim of a deadlock when the view is replaced
+LOCK TABLE accounts_v1, balances_v1, payments_v1, transfers_v1, entries_v1, balances, payments, transfers, transfer_accounts, entries
+IN ACCESS EXCLUSIVE MODE
+
+-- as_before: as long as it takes again
+SET LOCAL statement_timeout TO DEFAULT
 
 -- grants: what lets others than their owner use the tables, as statements
 SELECT format('GRANT %%s ON %%I.%%I TO %%s', a.privilege_type, current_schema(), c.relname, a.grantee::regrole)

@@ -18,4 +18,5 @@ def create_views(connection: Connection[Any]) -> None:
     """
     (missing,) = connection.execute(SQL.missing).fetchone() or (True,)
     if missing:
-        connection.execute(SQL.create)
+        connection.execute(SQL.create_over_read_models)
+        connection.execute(SQL.create_over_log)

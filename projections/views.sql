@@ -2,7 +2,7 @@
 SELECT count(to_regclass(name)) < 6
 FROM unnest(ARRAY['accounts_v1', 'balances_v1', 'payments_v1', 'transfers_v1', 'entries_v1', 'events_v1']) AS v (name)
 
--- create: what analysts read. A view keeps its name and its columns; what has to change gets a new name, ..._v2
+-- create_over_read_models: what analysts read. A view keeps its name and its columns; what has to change gets a new name, ..._v2
 CREATE OR REPLACE VIEW accounts_v1 AS
 SELECT account_id, kind, status, freeze_scope, currency_code, minor_digits, opened_at, opened_position, metadata,
        version, position, recorded_at
@@ -120,6 +120,7 @@ COMMENT ON COLUMN entries_v1.reason IS 'Given with a new credit limit, a freeze,
 COMMENT ON COLUMN entries_v1.recorded_at IS 'When the event was recorded.';
 COMMENT ON COLUMN entries_v1.effective_at IS 'When the line counts in reports; recorded_at unless the request said otherwise.';
 
+-- create_over_log: the same
 CREATE OR REPLACE VIEW events_v1 AS
 SELECT position, stream, version, topic, recorded_at, convert_from(state, 'UTF8')::jsonb AS state
 FROM events;

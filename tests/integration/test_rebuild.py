@@ -243,3 +243,46 @@ def test_an_analyst_whose_transaction_begins_with_a_lock_sees_one_state(
             ((rows,),) = analyst.execute(f"SELECT count(*) FROM {view}".encode()).fetchall()
             assert rows > 0, view
     assert rebuilt(dsn, ledger).different == 0
+
+
+def test_who_comes_while_the_tables_are_locked_waits_and_is_answered(dsn: str, ledger: str, living: History) -> None:
+    """A query locks a view before the tables under it: it must not hold what the swap goes on to ask for."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+    rows: list[int] = []
+
+    def look() -> None:
+        with connect(dsn, ledger, "test-reader", Role.ANALYST) as reader:
+            rows.extend(reader.execute("SELECT count(*) FROM balances_v1").fetchone() or ())
+
+    with closing(psycopg.connect(dsn, autocommit=True)) as watcher:
+
+        def waits(name: str) -> bool:
+            return watcher.execute(waiting, (name,)).fetchone() == (1,)
+
+        reading, swapping = threading.Thread(target=look), threading.Thread(target=rebuilt, args=(dsn, ledger))
+        with connect(dsn, ledger, "test", Role.ANALYST) as analyst, analyst.transaction():
+            analyst.execute("SELECT count(*) FROM entries_v1")
+            swapping.start()
+            eventually(lambda: waits(f"rebuild-{ledger}"))
+            reading.start()
+            eventually(lambda: waits("test-reader") or not reading.is_alive())
+        swapping.join()
+        reading.join()
+    assert rows == [len(tables(dsn, ledger)[1]["balances"])]
+    assert schemas_of_rebuilds(dsn) == []
+
+
+def test_what_others_have_built_on_the_tables_is_not_dropped_with_them(dsn: str, ledger: str, living: History) -> None:
+    """It is named, and nothing is swapped; on the views it stays, and sees what was rebuilt."""
+    before = tables(dsn, ledger)
+    with connect(dsn, ledger, "test", Role.OWNER) as owner:
+        owner.execute("CREATE VIEW of_table AS SELECT count(*) FROM balances")
+        owner.execute("CREATE VIEW of_view AS SELECT count(*) FROM balances_v1")
+        with pytest.raises(RebuildImpossible, match=r"of_table depends on table \w+\.balances: .*balances_v1"):
+            rebuilt(dsn, ledger)
+        assert tables(dsn, ledger) == before
+        assert owner.execute("SELECT * FROM of_table").fetchone() == owner.execute("SELECT * FROM of_view").fetchone()
+        owner.execute("DROP VIEW of_table")
+        assert rebuilt(dsn, ledger).different == 0
+        assert owner.execute("SELECT * FROM of_view").fetchone() == (len(before[1]["balances"]),)
+    assert schemas_of_rebuilds(dsn) == []
