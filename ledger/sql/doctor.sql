@@ -33,10 +33,12 @@ SELECT clock_timestamp()
 -- standby: whether it is one, and which standbys commits wait for
 SELECT pg_is_in_recovery(), current_setting('synchronous_standby_names')
 
--- connections: how many are left to logins like this one
+-- connections: how many are left to logins like this one. Of others' sessions a login is told that they are there, and
+-- not what they are: whatever is connected to a database is counted then, which background workers hardly ever are
 SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
        - coalesce(current_setting('reserved_connections', true)::int, 0)
-       - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid())
+       - (SELECT count(*) FROM pg_stat_activity
+          WHERE datid IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend' AND pid <> pg_backend_pid())
 
 -- backend: the server process behind this connection
 SELECT pg_backend_pid()

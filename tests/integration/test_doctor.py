@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import psycopg
 import pytest
+from checks import eventually
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from read_side import History
 
@@ -168,6 +169,28 @@ def test_a_clock_that_is_off_is_told(dsn: str, ledger: str) -> None:
         found = checks(dsn, ledger, clock=lambda off_s=off_s: datetime.now(UTC) + timedelta(seconds=off_s))["clock"]
         assert found.verdict is verdict
     assert re.match(r"(8\.9|9\.0)\d\d s behind the database's", found.found)
+
+
+def test_connections_of_other_logins_are_counted_too(
+    dsn: str, ledger: str, session: psycopg.Connection[Any], history: History
+) -> None:
+    """A superuser sees what they are; to the login of a server Postgres tells that they are there, and little more."""
+    for name in ("doctor_server", "doctor_app"):
+        session.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'let-in'".encode())
+    try:
+        server, app = (make_conninfo(dsn, user=f"doctor_{name}", password="let-in") for name in ("server", "app"))
+        with ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(psycopg.connect(app))
+            # Sessions that were just closed may still be there for the one and not for the other.
+            eventually(lambda: left(server, ledger) == left(dsn, ledger))
+    finally:
+        session.execute("DROP ROLE doctor_server, doctor_app")
+
+
+def left(dsn: str, ledger: str) -> int:
+    """How many connections the doctor says are left."""
+    return int(checks(dsn, ledger)["connections"].found.split()[0])
 
 
 def test_what_only_speaks_like_postgres_is_refused(dsn: str, ledger: str, session: psycopg.Connection[Any]) -> None:
