@@ -12,7 +12,7 @@ import psycopg
 from psycopg import Connection
 
 from ledger.durability import unsafe_settings
-from ledger.migrations import SchemaError, migrations, require_migrated
+from ledger.migrations import SchemaError, migrations, require_migrated, require_read_models
 from ledger.postgres import Role, connect, role_name, schema_of, sql_blocks
 from ledger.roles import RIGHTS, SERVER_ROLES, Right, RoleMissing, differences, require_member, rights
 
@@ -231,6 +231,7 @@ def _schema(dsn: str, ledger: str) -> Check:
         with connect(dsn, ledger, "ledger-doctor") as connection:
             require_member(connection, ledger, SERVER_ROLES)
         require_migrated(dsn, ledger, Role.WRITER, callers=True)
+        require_read_models(dsn, ledger, Role.AUDITOR)
     except (SchemaError, RoleMissing) as error:
         found, *advice = re.split("[:;] ", str(error), maxsplit=1)
         return Check("schema", Verdict.FAIL, found, advice[0] if advice else "see docs/operations.md")

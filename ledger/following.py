@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from ledger import collector
 from ledger.metrics import Metrics, Reading
-from ledger.migrations import require_migrated
+from ledger.migrations import require_migrated, require_read_models
 from ledger.postgres import Role
 from ledger.scraping import metrics_served
 from ledger.settings import Settings
@@ -29,6 +29,7 @@ def run(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
     Raises FollowerStopped, and if it can't start SchemaError, RoleMissing, CannotServeMetrics or psycopg's errors.
     """
     require_migrated(dsn, settings.ledger, Role.PROJECTOR)
+    require_read_models(dsn, settings.ledger, Role.PROJECTOR)
     collector.settle()
     stopping = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):

@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from ledger.postgres import Role, connect, schema_of
-from ledger.roles import found, found_callers, grant, grant_callers, require_member
+from ledger.roles import absent, found, found_callers, grant, grant_callers, require_member
 
 
 class SchemaError(Exception):
@@ -123,6 +123,17 @@ def require_migrated(dsn: str, ledger: str, *roles: Role, callers: bool = False)
             applied = _applied(connection) if _has_table(connection) else {}
             if _missing(applied, target):
                 raise SchemaError(f"{target.title} is not migrated: run {target.hint} first")
+
+
+def require_read_models(dsn: str, ledger: str, role: Role) -> None:
+    """Raise SchemaError unless the read models' tables and views are there, which `ledger migrate` makes last.
+
+    What only reads the log can do without. The ledger has to be migrated, and the login to act as the role.
+    """
+    with connect(dsn, ledger, "ledger-migrate", role) as connection:
+        if missing := absent(connection):
+            target = Target.of(ledger)
+            raise SchemaError(f"{target.title} is migrated in part, without {missing[0]}: run {target.hint} again")
 
 
 def _migrate(connection: psycopg.Connection[TupleRow], ledger: str) -> list[Migration]:

@@ -121,6 +121,12 @@ def differences(connection: Connection[Any]) -> tuple[set[Right], set[Right]]:
     return wanted - granted, granted - wanted
 
 
+def absent(connection: Connection[Any]) -> list[str]:
+    """Tables and views of a ledger that the schema that is searched first does not have."""
+    there = {name for (name,) in connection.execute(SQL.relations)}
+    return [name for name in RIGHTS if name not in there]
+
+
 def rights(connection: Connection[Any]) -> set[Right]:
     """What anybody but its owner may do in the schema that is searched first."""
     return {Right(*row) for row in connection.execute(SQL.granted)}

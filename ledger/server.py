@@ -27,8 +27,9 @@ from ledger.follower_process import FollowerProcess, Terms
 from ledger.gate import Gate, Limits
 from ledger.grpc_server import GrpcServer
 from ledger.metrics import ServerMetrics
-from ledger.migrations import require_migrated
+from ledger.migrations import require_migrated, require_read_models
 from ledger.parts import READ, WRITE, Parts, readings
+from ledger.postgres import Role
 from ledger.rate_limit import RateLimit
 from ledger.read_database import require_same_log
 from ledger.roles import SERVER_ROLES
@@ -81,6 +82,7 @@ def run(settings: Settings, dsn: str, ready: Callable[[str], None], timing: Timi
     if it can't start.
     """
     require_migrated(dsn, settings.ledger, *SERVER_ROLES, callers=settings.tokens)
+    require_read_models(dsn, settings.ledger, Role.AUDITOR)
     require_durable(dsn, settings.ledger, told=settings.unsafe_durability)
     if settings.read_dsn is not None:
         require_same_log(dsn, settings.read_dsn, settings.ledger)

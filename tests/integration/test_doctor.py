@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from read_side import History
 
 from ledger import embedded
+from ledger.cli import prepare
 from ledger.doctor import GUARDS, Check, Verdict, examine
 from ledger.durability import UnsafeDurability, require_durable
 from ledger.embedded import EmbeddedPostgres, running_dsn
@@ -98,6 +99,7 @@ def test_a_ledger_that_is_well_passes_every_check(dsn: str, ledger: str, history
         ("ALTER TABLE entries OWNER TO CURRENT_USER", "owner", "tables belong to"),
         ("ALTER ROLE {writer} LOGIN", "owner", "somebody can log in as"),
         ("DELETE FROM migrations WHERE number = 4", "schema", "is not migrated"),
+        ("DROP TABLE entries CASCADE", "schema", "is migrated in part, without entries"),
     ],
 )
 def test_what_is_wrong_with_a_ledger_is_named(
@@ -113,7 +115,7 @@ def test_what_is_wrong_with_a_ledger_is_named(
 
 @pytest.mark.parametrize("table", ["events", "tree_tiles", "callers.tokens"])
 def test_a_disabled_trigger_stands_again_after_what_the_doctor_says(
-    table: str, dsn: str, ledger: str, session: psycopg.Connection[Any]
+    table: str, dsn: str, ledger: str, session: psycopg.Connection[Any], history: History
 ) -> None:
     """The statement in the advice is one that can be run."""
     session.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER".encode())
@@ -127,7 +129,7 @@ def test_a_disabled_trigger_stands_again_after_what_the_doctor_says(
 
 
 def test_a_replaced_function_of_the_triggers_is_found_out(
-    dsn: str, ledger: str, session: psycopg.Connection[Any]
+    dsn: str, ledger: str, session: psycopg.Connection[Any], history: History
 ) -> None:
     """The triggers stand, and refuse nothing. What the migrations say, run again, makes them what they were."""
     harmless = "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
@@ -217,7 +219,7 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for name, value in settings.items():
             patch.setitem(embedded._SETTINGS, name, value)
         with EmbeddedPostgres(tmp_path_factory.mktemp("careless")) as server:
-            migrate(server.dsn, "main")
+            prepare(server.dsn, "main")
             yield server.dsn
 
 

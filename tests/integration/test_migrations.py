@@ -14,8 +14,8 @@ import pytest
 from psycopg import sql
 
 from ledger.embedded import binaries
-from ledger.migrations import SchemaError, migrate, migrations, require_migrated
-from ledger.postgres import connect, schema_of
+from ledger.migrations import SchemaError, migrate, migrations, require_migrated, require_read_models
+from ledger.postgres import Role, connect, schema_of
 from projections.read_models import create_tables
 
 RELEASED: Final = {
@@ -151,17 +151,34 @@ def test_every_command_says_in_one_line_that_the_schema_does_not_fit(
 ) -> None:
     """Before it does anything, and with the exit code for what can't start."""
     session.execute("INSERT INTO migrations (number, name, checksum) VALUES (9999, 'of_tomorrow', 'x')")
-    where = ["--dsn", dsn, "--ledger", ledger]
+    newest = len(migrations())
+    says = f"ledger: ledger '{ledger}' is at migration 9999 of a newer release; this one knows {newest}: update it\n"
+    assert run(tmp_path, *command, "--dsn", dsn, "--ledger", ledger) == (3, "", says)
+
+
+@pytest.mark.parametrize("command", COMMANDS[:2], ids=" ".join)
+def test_a_migration_that_was_killed_before_it_came_to_the_read_models_is_to_be_run_again(
+    command: tuple[str, ...], dsn: str, ledger: str, tmp_path: Path
+) -> None:
+    """They come last, in a transaction of their own: this ledger has none yet."""
+    where = "--dsn", dsn, "--ledger", ledger
+    advice = f"run `ledger migrate --ledger {ledger}` again"
+    says = f"ledger: ledger '{ledger}' is migrated in part, without balances: {advice}\n"
+    assert run(tmp_path, *command, *where) == (3, "", says)
+    assert run(tmp_path, "migrate", *where)[0] == 0
+    require_read_models(dsn, ledger, Role.PROJECTOR)
+
+
+def run(folder: Path, *command: str) -> tuple[int, str, str]:
+    """The exit code of a command, and what it says."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LEDGER_")}
     ended = subprocess.run(
-        [sys.executable, "-m", "ledger.cli", *command, *where],
-        cwd=tmp_path,
+        [sys.executable, "-m", "ledger.cli", *command],
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
-    newest = len(migrations())
-    says = f"ledger: ledger '{ledger}' is at migration 9999 of a newer release; this one knows {newest}: update it\n"
-    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "", says)
+    return ended.returncode, ended.stdout, ended.stderr

@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from read_side import History
 
+from ledger.cli import prepare
 from ledger.committer import utc_now
 from ledger.doctor import Verdict, examine
 from ledger.domain.commands import OpenAccount
@@ -341,7 +342,7 @@ def test_what_the_documentation_has_a_superuser_run_is_all_it_takes(tmp_path: Pa
         )
         with psycopg.connect(postgres.dsn, autocommit=True) as connection:
             connection.execute(for_superuser.encode())
-        migrate(migrator, "main")
+        prepare(migrator, "main")
         with psycopg.connect(migrator, autocommit=True) as connection:
             connection.execute(for_migrator.encode())
         require_migrated(server, "main", *SERVER_ROLES)
