@@ -24,7 +24,7 @@ from ledger.console import accounts, payments, tls, transfers
 from ledger.console import audit as history
 from ledger.durability import UnsafeDurability
 from ledger.embedded import EmbeddedPostgres, EmbeddedPostgresError, running_dsn
-from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
+from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail, undo_when_told_to_end
 from ledger.flags import DataDir, Dsn, LedgerName, Server, settings_of
 from ledger.migrations import SchemaError, migrate, require_migrated
 from ledger.postgres import Role
@@ -205,6 +205,7 @@ def backup(
     from ledger.postgres_programs import ProgramFailed
 
     settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
+    undo_when_told_to_end()
     with reached(settings) as database, Bars() as bars:
         require_migrated(database, settings.ledger, Role.AUDITOR)
         try:
@@ -235,6 +236,7 @@ def restore(
     from ledger.postgres_programs import ProgramFailed
 
     settings = _settings(dsn=dsn, data_dir=data_dir)
+    undo_when_told_to_end()
     started = time.monotonic()
     with ExitStack() as stack:
         if drill:

@@ -1,7 +1,8 @@
-"""How a command ends that can't go on: one line on stderr, and an exit code."""
+"""How a command ends that can't go on, or is not to: one line on stderr, and an exit code."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Final, NoReturn
 
@@ -18,3 +19,11 @@ def fail(message: str, code: int = EXIT_CANNOT_START) -> NoReturn:
     """End the program, and say why."""
     typer.echo(f"ledger: {redacted(message)}", err=True)
     sys.exit(code)
+
+
+def undo_when_told_to_end() -> None:
+    """Have SIGTERM do what Ctrl-C does from now on: a timer or a container that ends a command sends no other signal.
+
+    By itself it would end this process alone, at once: what it had begun would stay, and programs that it runs go on.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

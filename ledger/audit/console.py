@@ -12,7 +12,7 @@ import typer
 
 from ledger.bars import Bars
 from ledger.database import reached
-from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail
+from ledger.exits import EXIT_FAILED, EXIT_USAGE, fail, undo_when_told_to_end
 from ledger.flags import DataDir, Dsn, LedgerName, TrustedKey, settings_of, trusted_key
 from ledger.migrations import require_migrated
 from ledger.postgres import Role
@@ -140,6 +140,7 @@ def export_command(
     from ledger.audit.export import CannotExport, FileInTheWay, HeadNotSigned, LogHasGap, export
 
     settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
+    undo_when_told_to_end()
     with reached(settings) as database, Bars() as bars:
         require_migrated(database, settings.ledger, Role.AUDITOR)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,9 +13,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+import psutil
 import psycopg
 import pytest
-from checks import read_log
+from checks import eventually, read_log
 from psycopg.conninfo import make_conninfo
 from read_side import History, catch_up
 from test_migrations import dumped
@@ -241,6 +243,85 @@ def test_until_it_is_proven_nobody_serves_it(dsn: str, lived: str, elsewhere: st
     assert said
     assert all("is not migrated" in each for each in said)
     require_migrated(elsewhere, lived, Role.AUDITOR)
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Begin a command; it ends with the test."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def run(*command: str, **variables: str) -> subprocess.Popen[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LEDGER_")} | variables
+        begun.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "ledger.cli", *command],
+                cwd=tmp_path,
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return begun[-1]
+
+    yield run
+    for each in begun:
+        each.kill()
+        each.communicate()
+
+
+def programs(name: str, of: Path) -> list[str]:
+    """The command lines of the programs of that name that work in a folder."""
+    running = (each.info["cmdline"] or [] for each in psutil.process_iter(["cmdline"]))
+    return [" ".join(each) for each in running if each and Path(each[0]).name == name and str(of) in " ".join(each)]
+
+
+def test_a_backup_that_is_told_to_end_leaves_nothing(
+    dsn: str, lived: str, begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Neither files nor a pg_dump that goes on without it: as a timer or a container ends it."""
+    there = sorted(tmp_path.iterdir())
+    with connect(dsn, lived, "test") as other, other.transaction():
+        other.execute("LOCK TABLE tree_heads IN ACCESS EXCLUSIVE MODE")
+        process = begin("backup", str(tmp_path / "backup"), "--dsn", dsn, "--ledger", lived)
+        eventually(lambda: programs("pg_dump", tmp_path))
+        process.terminate()
+        assert process.communicate(timeout=30)[1] == "ledger: stopped; nothing was written\n"
+        assert process.returncode == 1
+        assert not programs("pg_dump", tmp_path)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_restore_that_is_told_to_end_leaves_nothing(
+    dsn: str, lived: str, elsewhere: str, begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """A pg_restore that went on without it would restore what nobody looks at any more."""
+    back_up(dsn, lived, tmp_path / "backup")
+    with psycopg.connect(elsewhere) as other:
+        other.execute(f"CREATE SCHEMA ledger_{lived}".encode())  # Until that is undone, pg_restore waits.
+        process = begin("restore", str(tmp_path / "backup"), "--dsn", elsewhere)
+        eventually(lambda: programs("pg_restore", tmp_path))
+        process.terminate()
+        assert process.communicate(timeout=30)[1] == "ledger: stopped; what was restored by then was removed again\n"
+        assert process.returncode == 1
+        assert not programs("pg_restore", tmp_path)
+        other.rollback()
+    at_work = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_restore'"
+    with psycopg.connect(elsewhere, autocommit=True) as other:
+        eventually(lambda: other.execute(at_work).fetchone() == (0,))
+    assert not schema_there(elsewhere, lived)
+
+
+def test_a_drill_that_is_told_to_end_leaves_nothing(
+    dsn: str, lived: str, begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Its Postgres is a copy of all that there is."""
+    back_up(dsn, lived, tmp_path / "backup")
+    (scratch := tmp_path / "scratch").mkdir()
+    process = begin("restore", str(tmp_path / "backup"), "--drill", TMPDIR=str(scratch))
+    eventually(lambda: list(scratch.glob("ledger-drill-*/postgres/postmaster.pid")))
+    process.terminate()
+    process.communicate(timeout=30)
+    assert not list(scratch.iterdir())
 
 
 KILLED: Final = """
