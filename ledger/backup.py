@@ -25,6 +25,7 @@ from ledger.audit.digest import NoDigest, digest
 from ledger.audit.signer import SQL as TREE
 from ledger.audit.snapshot import head_of, opened, share
 from ledger.audit.tiles import Edge
+from ledger.migrations import migrations
 from ledger.postgres import Role, connect, role_name, schema_of, sql_blocks
 from ledger.postgres_programs import contents_of, program, run
 from ledger.roles import act_as_owner, grant, make_roles
@@ -138,6 +139,11 @@ def restore(dsn: str, folder: Path, progress: Progress = lambda *_: None) -> Man
     """
     manifest = read_manifest(folder)
     ledger = manifest.ledger
+    if manifest.migration > (known := migrations()[-1].number):
+        raise CannotRestore(
+            f"the backup is of a newer release: its schema is at migration {manifest.migration}, and this one knows "
+            f"{known}. Update it"
+        )
     with connect(dsn, ledger, "ledger-restore") as connection:
         ((is_there,),) = connection.execute(SQL.is_there, {"schema": schema_of(ledger)}).fetchall()
         if is_there:

@@ -37,7 +37,7 @@ from ledger.backup import (
 )
 from ledger.domain.commands import OpenAccount
 from ledger.embedded import EmbeddedPostgres
-from ledger.migrations import SchemaError, migrate, require_migrated
+from ledger.migrations import SchemaError, migrate, migrations, require_migrated
 from ledger.postgres import Role, connect
 from ledger.postgres_programs import ProgramFailed, program
 from ledger.roles import SERVER_ROLES
@@ -211,6 +211,17 @@ def test_a_backup_of_a_newer_postgres_is_not_tried_on_an_older(
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"pg_dump": 99}))
     with pytest.raises(CannotRestore, match="pg_dump 99"):
         restore(elsewhere, tmp_path / "backup")
+
+
+def test_a_backup_of_a_newer_release_is_not_restored(
+    dsn: str, lived: str, session: psycopg.Connection[Any], elsewhere: str, tmp_path: Path
+) -> None:
+    """Nobody could serve it here, and it would be in the way of the release that can."""
+    session.execute("INSERT INTO migrations (number, name, checksum) VALUES (9999, 'of_tomorrow', 'x')")
+    back_up(dsn, lived, tmp_path / "backup")
+    with pytest.raises(CannotRestore, match=f"at migration 9999, and this one knows {len(migrations())}"):
+        restore(elsewhere, tmp_path / "backup")
+    assert not schema_there(elsewhere, lived)
 
 
 def test_another_log_under_the_same_manifest_is_found_out(
