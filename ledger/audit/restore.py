@@ -11,7 +11,7 @@ from psycopg import Connection
 from ledger.audit.keys import KeyFiles
 from ledger.audit.merkle import EMPTY_ROOT
 from ledger.audit.note import Note, NoteInvalid, PublicKey, TreeHead, sign
-from ledger.audit.signer import SQL, LogChanged, Signer, predecessor
+from ledger.audit.signer import SQL, LogChanged, Signer, SigningRefused, predecessor
 from ledger.postgres import Role, connect
 
 
@@ -24,7 +24,8 @@ def accept_restore(dsn: str, ledger: str, files: KeyFiles, reason: str, now: dat
 
     Of a run that was killed midway the next one finishes what it began: the note is then that run's.
 
-    Raises NothingToAccept when it is that log, and what a Signer raises when something else is wrong.
+    Raises NothingToAccept when it is that log, and what a Signer raises when something else is wrong: so when the log
+    was cut, and what was signed of it stands beside it. Signing can't go on from there.
     """
     signer = Signer(dsn, ledger, files)
     try:
@@ -43,6 +44,12 @@ def _record(connection: Connection[Any], files: KeyFiles, reason: str, now: date
     before = files.last_head()
     newest = connection.execute(SQL.newest_head).fetchone()
     _, size, root, head_note, _ = newest or (0, 0, EMPTY_ROOT, None, None)
+    ((log_head,),) = connection.execute(SQL.log_head).fetchall()
+    if size > log_head:
+        raise SigningRefused(
+            f"the log ends at position {log_head}, and the newest head beside it is of size {size}: that is no older "
+            "copy, which has both of one moment. Nothing is recorded. See `ledger audit verify`, and restore a backup"
+        )
     key = files.key()
     heir_of = predecessor(files, Note.parse(head_note)) if head_note else None
     what = [f"{files.name}/break/1", *_size_and_root(before.size, before.root), *_size_and_root(size, bytes(root))]

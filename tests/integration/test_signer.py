@@ -201,6 +201,22 @@ def test_a_log_that_was_cut_is_not_signed(
     assert files.last_head() == read_head(before[-1][2], files.public_keys())
 
 
+def test_a_log_that_was_cut_below_its_heads_is_not_accepted(
+    dsn: str, ledger: str, history: History, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """It is no older copy. A break would be recorded for ever, and nothing be signed all the same."""
+    grow(history)
+    sign()
+    before = files.last_head()
+    db.execute(CUT)
+    with pytest.raises(
+        SigningRefused, match=f"ends at position 20, and the newest head beside it is of size {before.size}"
+    ):
+        accept_restore(dsn, ledger, files, "the disk failed", NOW)
+    assert db.execute("SELECT FROM tree_breaks").fetchall() == []
+    assert files.last_head() == before
+
+
 def test_an_older_copy_that_was_written_on_is_not_signed(
     history: History, sign: Callable[[], Signer], db: psycopg.Connection[Any]
 ) -> None:
