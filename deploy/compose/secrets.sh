@@ -11,21 +11,33 @@ password() {
     python -c 'import secrets; print(secrets.token_urlsafe(24))'
 }
 
+# Writes a file from stdin, first under another name: a file that is there is whole.
+put() {
+    cat >"$1.new"
+    mv "$1.new" "$1"
+}
+
 if [ ! -e "$postgres/password" ]; then
-    password >"$postgres/password"
+    new=$(password)
+    echo "$new" | put "$postgres/password"
 fi
 if [ ! -e "$ledger/pgpass" ]; then
-    echo "*:*:*:ledger:$(cat "$postgres/password")" >"$ledger/pgpass"
+    echo "*:*:*:ledger:$(cat "$postgres/password")" | put "$ledger/pgpass"
 fi
-if [ ! -e "$ledger/tls/server.key" ]; then
-    ledger tls dev-cert "$ledger/tls" --host server --days 365
-    cp "$ledger/tls/ca.pem" "$clients/ca.pem"
+if [ ! -e "$ledger/tls" ]; then
+    rm -rf "$ledger/tls.new"
+    ledger tls dev-cert "$ledger/tls.new" --host server --days 365 >/dev/null
+    mv "$ledger/tls.new" "$ledger/tls"
+fi
+if [ ! -e "$clients/ca.pem" ]; then
+    put "$clients/ca.pem" <"$ledger/tls/ca.pem"
 fi
 if [ ! -e "$tree/tree.key" ]; then
     LEDGER_TREE_KEY="$tree/tree.key" ledger audit make-key
 fi
 if [ ! -e "$grafana/password" ]; then
-    password >"$grafana/password"
+    new=$(password)
+    echo "$new" | put "$grafana/password"
 fi
 
 # Each for the user that its service runs as: postgres' image drops to 999, grafana's to 472, ours to 10001.

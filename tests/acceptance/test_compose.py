@@ -316,6 +316,32 @@ def test_what_runs_once_changes_nothing_the_second_time(composed: Composed) -> N
     assert {path: path.read_bytes() for path in composed.secrets()} == before
 
 
+@pytest.mark.parametrize("program", ["python", "ledger", "cp", "mv"])
+def test_secrets_that_were_broken_off_are_made_whole(program: str, tmp_path: Path) -> None:
+    """What is there is left as it is, so a password that is there is one, and a certificate has its key."""
+    volumes = {name: tmp_path / name for name in ("postgres", "ledger", "clients", "grafana", "tree")}
+    (broken := tmp_path / "bin").mkdir()
+    for folder in volumes.values():
+        folder.mkdir()
+    settings = {f"SECRETS_{name.upper()}": str(folder) for name, folder in volumes.items()}
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+
+    def make(path: str) -> int:
+        command = ["sh", ROOT / "deploy/compose/secrets.sh"]
+        return subprocess.run(command, env=environment() | settings | {"PATH": path}, capture_output=True).returncode
+
+    (broken / program).write_text("#!/bin/sh\nexit 1\n")
+    (broken / program).chmod(0o755)
+    make(f"{broken}{os.pathsep}{path}")
+    assert make(path) == 0
+    password = (volumes["postgres"] / "password").read_text().strip()
+    assert len(password) > 30
+    assert (volumes["ledger"] / "pgpass").read_text() == f"*:*:*:ledger:{password}\n"
+    assert len((volumes["grafana"] / "password").read_text().strip()) > 30
+    assert (volumes["clients"] / "ca.pem").read_bytes() == (volumes["ledger"] / "tls/ca.pem").read_bytes()
+    assert not [each for folder in volumes.values() for each in folder.glob("*.new")]
+
+
 def test_secrets_are_for_their_owner_and_in_no_log(composed: Composed) -> None:
     """No file of them is readable by others; none is in what the services have said."""
     names = {"password", "pgpass", "server.key", "client.key", "tree.key"}
