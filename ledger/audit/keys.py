@@ -28,7 +28,7 @@ _MODE: Final = 0o600
 
 
 class KeyUnusable(Exception):
-    """The file of a key is missing, malformed, or readable by others; the message says what to do."""
+    """The file of a key is missing, malformed, readable by others, or can't be written; the message says what to do."""
 
 
 class KeyFiles:
@@ -50,7 +50,8 @@ class KeyFiles:
         key = _new(self.name)
         # The head first: a key without one is one whose last head was lost. That of a lost key stays, and binds.
         if not self._head.exists():
-            self._head.parent.mkdir(parents=True, exist_ok=True)
+            with _written(self._head):
+                self._head.parent.mkdir(parents=True, exist_ok=True)
             self.keep_head(sign(TreeHead(self.name, 0, EMPTY_ROOT).text, [key]))
         _keep(self.path, key)
         _write(self._public, f"{key.public}\n")
@@ -86,9 +87,11 @@ class KeyFiles:
         old = self._old()
         # Killed before the last line, the next signer finds the key still to be introduced, and the old one put away.
         if not (old and old[-1].samefile(self.path)):
-            os.link(self.path, self._old_path(len(old) + 1))
+            with _written(put_away := self._old_path(len(old) + 1)):
+                os.link(self.path, put_away)
         _write(self._public, f"{_read(self._next, self.name).public}\n")
-        self._next.replace(self.path)
+        with _written(self.path):
+            self._next.replace(self.path)
 
     def _old(self) -> list[Path]:
         """The files of keys that were in use before, the oldest in front."""
@@ -102,7 +105,9 @@ class KeyFiles:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else on this machine signs with these files meanwhile."""
-        with self._lock.open("w") as lock:
+        with _written(self._lock):
+            lock = self._lock.open("w")
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -114,6 +119,8 @@ class KeyFiles:
             raise KeyUnusable(
                 f"{self._head} is gone, which says what was signed last: put the newest head there, as auditors keep it"
             ) from None
+        except OSError as error:
+            raise KeyUnusable(f"cannot read {self._head}: {error.strerror}") from error
         except (NoteInvalid, UnicodeDecodeError) as error:
             raise KeyUnusable(
                 f"{self._head} is damaged ({error}): put the newest head there, as auditors keep it"
@@ -154,13 +161,23 @@ def _read(path: Path, name: str) -> SigningKey:
 def _write(path: Path, text: str) -> None:
     """Replace a file durably, or leave it as it was: whoever reads it sees all of the one or of the other."""
     new = path.with_name(f"{path.name}.new")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE), "w", encoding="utf-8") as file:  # noqa: PTH123
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    with _written(path):
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE), "w", encoding="utf-8") as file:  # noqa: PTH123
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Raise KeyUnusable where a file can't be written: the disk is full, say, or the folder another user's."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except OSError as error:
+        raise KeyUnusable(f"cannot write {path}: {error.strerror}") from error

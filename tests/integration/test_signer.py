@@ -392,7 +392,7 @@ def stopping_at(files: KeyFiles, name: str) -> Iterator[None]:
     """What is done meanwhile comes as far as to where it writes a file of that name, and no further."""
     in_the_way = files.path.with_name(f"{name}.new")
     in_the_way.mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(KeyUnusable, match=f"cannot write .*{name}: Is a directory"):
         yield
     in_the_way.rmdir()
 
@@ -495,6 +495,24 @@ def test_a_key_that_others_can_read_is_not_used(files: KeyFiles) -> None:
     assert files.path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(KeyUnusable, match="rotate-key"):
         files.make()
+
+
+def test_files_that_can_not_be_written_are_told(files: KeyFiles, tmp_path: Path) -> None:
+    """In a line: a disk may be full, or a folder somebody else's."""
+    (tmp_path / "file").touch()
+    elsewhere = KeyFiles(tmp_path / "file" / "tree.key", "ledger/test")
+    with pytest.raises(KeyUnusable, match=r"cannot write .*file/tree.key"):
+        elsewhere.make()
+    with pytest.raises(KeyUnusable, match=r"cannot write .*file/tree.key.lock: Not a directory"), elsewhere.locked():
+        pass
+    (tmp_path / "tree.key.next.new").mkdir()
+    with pytest.raises(KeyUnusable, match=r"cannot write .*/tree.key.next: Is a directory"):
+        files.prepare_next()
+    (tmp_path / "tree.key.next.new").rmdir()
+    files.prepare_next()
+    (tmp_path / "tree.key.old-1").symlink_to("nowhere")
+    with pytest.raises(KeyUnusable, match=r"cannot write .*/tree.key.old-1: File exists"):
+        files.introduced()
 
 
 def test_a_damaged_last_head_stops_signing(history: History, files: KeyFiles, sign: Callable[[], Signer]) -> None:
