@@ -41,6 +41,8 @@ class Link:
         self._outage: Outage | None = DatabaseUnavailable()
         self._stopped_for_good = False
         self._next_check = 0.0
+        self._lost_why: str | None = None
+        """Why the last step failed, if it did: it is told once, not five times a second."""
         self._compared = 0.0, 0.0
         """When the clock was last compared with the database's: by the clock, since 1970, and by the monotonic one."""
 
@@ -165,10 +167,13 @@ class Link:
         except LogLostTail as error:
             self.stop_writing(str(error))
         except (psycopg.Error, AppendUnknown, NotReplicated) as error:
-            if not isinstance(self._outage, DatabaseUnavailable) or self._writer is not None:
-                log.warning("database_unavailable", ledger=self._ledger, error=str(error).strip())
+            why = str(error).strip()
+            if why != self._lost_why:
+                log.warning("database_unavailable", ledger=self._ledger, error=why)
+            self._lost_why = why
             self.lose()
         else:
+            self._lost_why = None
             return True
         return False
 

@@ -38,15 +38,19 @@ from domain import (
     unfreeze,
     void,
 )
+from psycopg.conninfo import make_conninfo
 
 from ledger.committer import CLOCK_OFF_S, utc_now
 from ledger.domain.commands import Command
 from ledger.domain.decisions import Outcome
 from ledger.domain.errors import BatchAborted, DeclinedInBatch, Refusal
 from ledger.domain.events import AccountKind, FreezeScope
+from ledger.link import Link
+from ledger.memory import Memory
 from ledger.outages import QueueFull, ShuttingDown, WritesStopped
 from ledger.priority import go_first
 from ledger.ticket import EVENTS_PER_APPEND, Mode, Ticket
+from ledger.upcasters import EventMapper
 
 Serve = Callable[..., Any]
 
@@ -1227,6 +1231,16 @@ def test_a_clock_that_is_wrong_after_a_reconnect_records_nothing(
     words = desk.answer(open_account("b"))
     assert words in ("refused WRITES_STOPPED", "refused DATABASE_UNAVAILABLE")
     assert read_log(dsn, ledger) == before
+
+
+@pytest.mark.parametrize("away", ["read-only", "not there"])
+def test_why_there_is_no_database_is_told_once(dsn: str, ledger: str, away: str) -> None:
+    """It is looked for five times a second, for as long as it takes: a standby, or a disk that is full."""
+    terms = {"options": "-c default_transaction_read_only=on"} if away == "read-only" else {"host": "/nowhere"}
+    link = Link(make_conninfo(dsn, **terms), ledger, Memory(EventMapper(), 100), utc_now, CLOCK_OFF_S)
+    with structlog.testing.capture_logs() as logged:
+        assert not any(link.connect() for _ in range(3))
+    assert [each["event"] for each in logged] == ["database_unavailable"]
 
 
 # --- a log that lost its tail ----------------------------------------------------------------------------------------
