@@ -67,7 +67,7 @@ class FollowerProcess:
         self._hang_up()
         if (process := self._process) is not None and not self._heard:
             process.kill()  # It is still starting, and has nothing in hand.
-        self._thread.join(3 * STOP_PATIENCE_S)
+        self._thread.join(2 * STOP_PATIENCE_S)
         if (process := self._process) is not None and self._thread.is_alive():
             process.kill()
             self._thread.join()

@@ -7,7 +7,7 @@ import math
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -158,16 +158,18 @@ async def _start_parts(
     stack.push_async_callback(queries.close)
     events.open()
     stack.push_async_callback(events.close)
+    stops: list[Callable[[], None]] = []
+    stack.push_async_callback(_at_once, stops)
     if follower is not None:
         follower.start()
-        stack.push_async_callback(asyncio.to_thread, follower.stop)
+        stops.append(follower.stop)
     committer.start()
-    stack.push_async_callback(asyncio.to_thread, committer.stop)
+    stops.append(committer.stop)
     key_path, signer = settings.key_path, None
     if key_path is not None:
         signer = Signer(dsn, settings.ledger, KeyFiles(key_path, settings.origin))
         signer.start()
-        stack.push_async_callback(asyncio.to_thread, signer.stop)
+        stops.append(signer.stop)
     sweeper = Sweeper(committer, queries.expired_payments, timing.sweeper_clock, timing.sweep_every_s)
     return Parts(settings, committer, queries, Proofs(queries.rows, log_head), events, sweeper, signer)
 
@@ -243,6 +245,11 @@ def _report(parts: Parts, health: Health) -> None:
     parts.see_stall()
     health.set(parts.serves_writes, ["", WRITE, *(each.full_name for each in SERVICES)])
     health.set(parts.serves_reads, [READ])
+
+
+async def _at_once(stops: Sequence[Callable[[], None]]) -> None:
+    """Each may have to wait for a database that does not answer, and a server has 15 s in all (docs/containers.md)."""
+    await asyncio.gather(*(asyncio.to_thread(stop) for stop in stops))
 
 
 async def _cancel(task: asyncio.Task[Any]) -> None:

@@ -15,6 +15,7 @@ from ledger.postgres import Role, connection_settings, sql_blocks
 from projections.errors import ReadsUnavailable
 
 CONNECTIONS_MOST: Final = 4
+CLOSE_PATIENCE_S: Final = 0.5
 TIMEOUTS_S: Final = (1, 2, 5, 10)
 """How long a statement may take: the first of these that is not less than the time that is left for the call.
 
@@ -83,9 +84,13 @@ class Connections:
             raise
 
     async def close(self) -> None:
+        """End what runs. A database that does not answer when it is told so is not waited for."""
         self._closed = True
-        for task in self._running:
-            task.cancel()
+        for _ in range(2):  # The first time psycopg tells the database, the second time it gives the connection up.
+            if running := list(self._running):
+                for task in running:
+                    task.cancel()
+                await asyncio.wait(running, timeout=CLOSE_PATIENCE_S)
         await asyncio.gather(*self._running, return_exceptions=True)
         while self._free:
             await self._free.pop().close()

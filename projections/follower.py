@@ -110,7 +110,10 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Return when the thread has ended. A batch in hand is finished, or given up as a whole if that takes long."""
+        """Return when the thread has ended. A batch in hand is finished, or given up as a whole if that takes long.
+
+        A database that does not even answer that is not waited for: what it was told ends with this process.
+        """
         self._stopping.set()
         self._woken.set()
         thread, connection = self._thread, self._connection
@@ -119,8 +122,12 @@ class Follower:
             return
         thread.join(STOP_PATIENCE_S)
         if thread.is_alive() and connection is not None:
-            connection.cancel_safe(timeout=STOP_PATIENCE_S)
-            self._ahead.cancel(STOP_PATIENCE_S)
+            try:
+                connection.cancel_safe(timeout=STOP_PATIENCE_S)
+                self._ahead.cancel(STOP_PATIENCE_S)
+            except psycopg.Error as error:
+                self._log.error("batch_left_behind", error=str(error))
+                return
         thread.join()
 
     def wake(self) -> None:

@@ -29,7 +29,8 @@ from test_api import Client, authorize, batch, check_log, leg, opening, refused_
 
 from bench import frames
 from ledger import embedded, roles
-from ledger.embedded import running_dsn
+from ledger.cli import prepare
+from ledger.embedded import EmbeddedPostgres, running_dsn
 from ledger.settings import Settings
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
 from ledger.v1.audit_pb2 import ReadEventsRequest
@@ -466,6 +467,29 @@ def test_a_signal_lets_calls_end_that_are_under_way(number: signal.Signals, data
         assert {each.WhichOneof("result") for each in responses[-1].results} == {"open_account"}
         assert run.end(STOPS_WITHIN_S) == 0
     assert not processes_on(data)
+
+
+def test_a_server_ends_in_time_though_its_database_answers_nothing(tmp_path: Path, launch: Launch) -> None:
+    """Whoever runs containers is told to give it 15 s. Nothing of it stays, and nobody waits for what can't come."""
+    with EmbeddedPostgres(tmp_path / "data") as postgres, ExitStack() as stack:
+        prepare(postgres.dsn, "main")
+        run = launch("serve", "--listen", "127.0.0.1:0", "--dsn", postgres.dsn)
+        assert run.address
+        with psycopg.connect(postgres.dsn, autocommit=True) as session:
+            at_work = "SELECT count(DISTINCT application_name) FROM pg_stat_activity WHERE application_name = ANY (%s)"
+            names = ["ledger-writer", "ledger-follower", "ledger-reads"]
+            eventually(lambda: session.execute(at_work, [names]).fetchone() == (3,))
+        parts = psutil.Process(run.process.pid).children()
+        # The server before its children: it would make more of them.
+        for server in map(psutil.Process, processes_on(tmp_path / "data")):
+            for each in (server, *server.children(recursive=True)):
+                each.suspend()
+                stack.callback(each.resume)
+        eventually(lambda: "commands_wait_for_database" in run.err)  # And so does everything else by then.
+        run.process.send_signal(signal.SIGTERM)
+        assert run.end(15) == 0
+        assert "Traceback" not in run.err
+        eventually(lambda: not any(each.is_running() for each in parts))
 
 
 def test_a_server_that_starts_listens_once_commands_are_decided(data: Path, launch: Launch) -> None:
