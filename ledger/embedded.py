@@ -87,6 +87,7 @@ class EmbeddedPostgres:
         self._account: Account | None = None
         self._program: Program | None = None
         self._dsn = ""
+        self._first_port = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -156,7 +157,11 @@ class EmbeddedPostgres:
         folder.run.mkdir(mode=0o700)
         self._give(folder.run)
         port = self._run_server()
-        self._dsn = folder.socket_dsn(port) if folder.socket_fits else folder.tcp_dsn(port)
+        self._first_port = self._first_port or port
+        if folder.socket_fits and port != self._first_port:
+            # Another program took the port while the server was dead: who was given the DSN before goes on with it.
+            (folder.run / f".s.PGSQL.{self._first_port}").symlink_to(f".s.PGSQL.{port}")
+        self._dsn = folder.socket_dsn(self._first_port) if folder.socket_fits else folder.tcp_dsn(port)
 
     def _create_cluster(self) -> None:
         """Make the cluster beside its place, so that what stands in its place is whole."""

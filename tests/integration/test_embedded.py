@@ -503,6 +503,22 @@ def test_a_killed_server_is_noticed_and_started_again(person: Person, data: Path
     assert supervisor.ask("running") is True
 
 
+def test_a_dsn_holds_although_another_program_takes_the_port_of_a_killed_server(data: Path) -> None:
+    """Whoever was given it, as a server is once, would wait for ever for one that is there."""
+    with EmbeddedPostgres(data) as postgres:
+        dsn, port = postgres.dsn, int((data / "port").read_text())
+        write(dsn, 3)
+        (server,) = [each for each in processes_of(data) if "-D" in each.cmdline()]
+        server.kill()
+        eventually(lambda: not postgres.running)
+        with socket.create_server(("127.0.0.1", port)):
+            postgres.start()
+            assert int((data / "port").read_text()) != port
+            assert postgres.dsn == dsn
+            assert one(dsn, "SELECT value FROM kept") == 3
+            assert one(running_dsn(data), "SELECT value FROM kept") == 3
+
+
 def test_stop_after_the_death_of_the_server_leaves_no_process(person: Person, data: Path) -> None:
     """Backends that outlived a killed server end with stop() too."""
     supervisor = person.supervise()
