@@ -84,7 +84,8 @@ TO_IT: Final = authorize(50, payer="other", payee="it", hold_for=HOLD_FOR)
 
 STORIES: Final[dict[tuple[str, str], Story]] = {
     ("OpenAccount, the same again", "itself"): Story((), (), open_account("it")),
-    ("SetCreditLimit", "itself"): Story((), (), set_limit("it", 7)),
+    ("SetCreditLimit, another limit", "itself"): Story((), (), set_limit("it", 7)),
+    ("SetCreditLimit, the same limit", "itself"): Story((), (), set_limit("it", 0)),
     ("FreezeAccount, scope DEBITS", "itself"): Story((), (), freeze("it", FreezeScope.DEBITS)),
     ("FreezeAccount, scope CREDITS", "itself"): Story((), (), freeze("it", FreezeScope.CREDITS)),
     ("FreezeAccount, scope ALL", "itself"): Story((), (), freeze("it", FreezeScope.ALL)),
