@@ -43,8 +43,6 @@ class Link:
         self._next_check = 0.0
         self._lost_why: str | None = None
         """Why the last step failed, if it did: it is told once, not five times a second."""
-        self._compared = 0.0, 0.0
-        """When the clock was last compared with the database's: by the clock, since 1970, and by the monotonic one."""
 
     @property
     def outage(self) -> Outage | None:
@@ -134,12 +132,11 @@ class Link:
         """Raise an Outage if it can't be `moment` now. To be called before anybody is told what was decided by it, and
         before it is recorded, which can't be taken back.
 
-        A clock is compared with the database's every few seconds, and may be set between. How long that is ago says how
-        far it must have come; where it has not, it is compared at once. Raises HeadMoved if the log was seen to go on
-        meanwhile: what was decided has to be decided again.
+        A clock is compared with the database's every few seconds, and may be set between. How long that is ago says
+        what time it is there; for a moment that is too far from it they are compared at once.
+        Raises HeadMoved if the log was seen to go on meanwhile: what was decided has to be decided again.
         """
-        at_clock, at_monotonic = self._compared
-        if abs(moment.timestamp() - at_clock - (monotonic() - at_monotonic)) > self._clock_off_most_s:
+        if abs(moment.timestamp() - self.writer.database_time_s) > self._clock_off_most_s:
             head = self._memory.head
             self.check(at_leisure=True)
             self.require_no_outage()
@@ -149,7 +146,6 @@ class Link:
     def _check_clock(self) -> None:
         """Serve only while this machine's clock is near the database's and not behind the log's."""
         now, offset = self._clock(), self.writer.clock_offset_s
-        self._compared = now.timestamp(), monotonic()
         behind = (self._memory.head.recorded_at - now).total_seconds()
         if abs(offset) > self._clock_off_most_s:
             self._outage = WritesStopped(why=f"its clock is {offset:+.1f} s off the database's")

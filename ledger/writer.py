@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, Final, LiteralString, cast
 
 import psycopg
@@ -126,6 +127,8 @@ class Writer:
         self._clock = clock
         self.clock_offset_s = 0.0
         """How far this machine's clock is ahead of the database's, when last compared."""
+        self._compared = 0.0, 0.0
+        """When that was: by the database's clock, since 1970, and by the monotonic one."""
         self._warned = False
         try:
             self._pid, self._backend_start = self._prepare()
@@ -149,7 +152,14 @@ class Writer:
         """Compare the clocks."""
         before = self._clock()
         ((database_time,),) = self._connection.execute(SQL.clock).fetchall()
+        self._compared = database_time.timestamp(), monotonic()
         self.clock_offset_s = (before + (self._clock() - before) / 2 - database_time).total_seconds()
+
+    @property
+    def database_time_s(self) -> float:
+        """What the database's clock says by now, since 1970, if it went on as the monotonic one did."""
+        at_database, at_monotonic = self._compared
+        return at_database + monotonic() - at_monotonic
 
     @property
     def backend_pid(self) -> int:

@@ -1183,14 +1183,27 @@ def test_a_clock_that_was_just_set_wrong_decides_nothing(
     check_log(dsn, ledger)
 
 
-def test_what_was_refused_as_a_clock_was_moved_is_decided_again_where_the_log_went_on(serve: Serve) -> None:
-    """By not so much that it is wrong: but the look at it is one at the log, and a refusal is of its newest state."""
-    clock = Clock(off_s=-3)
+def test_a_clock_that_was_ahead_and_is_set_as_far_again_decides_nothing(dsn: str, ledger: str, serve: Serve) -> None:
+    """How far it was moved is not how far it is off. By a time that was recorded so, right ones would have to stop."""
+    clock = Clock(off_s=CLOCK_OFF_S - 1)
     desk, elsewhere = serve(clock=clock), serve()
-    desk.do(*WORLD, authorize(1), freeze("alice"))
+    assert desk.answer(open_account("a")) == "OPEN"
+    before = read_log(dsn, ledger)
+    clock.off_s *= 2
+    assert desk.answer(open_account("b")) == "refused WRITES_STOPPED"
+    assert read_log(dsn, ledger) == before
+    assert elsewhere.answer(open_account("c")) == "OPEN"
+
+
+def test_what_was_refused_as_a_clock_was_looked_at_is_decided_again_where_the_log_went_on(serve: Serve) -> None:
+    """The time of the head may be further off than the clock. The look at it is one at the log: a refusal is of its
+    newest state.
+    """
+    elsewhere = serve(clock=Clock(off_s=9), clock_off_most_s=3600)
+    elsewhere.do(*WORLD, authorize(1), freeze("alice"))
+    desk = serve(clock=Clock(off_s=4.5))
     assert desk.answer(increment("i", 2)) == "refused ACCOUNT_FROZEN"
     elsewhere.do(unfreeze("alice"))
-    clock.off_s = 3
     assert desk.answer(increment("i", 2)) == "AUTHORIZED"
 
 
