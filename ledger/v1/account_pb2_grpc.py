@@ -94,7 +94,7 @@ class AccountServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetCreditLimit(self, request, context):
-        """Sets the credit limit. The same limit again is a replay.
+        """Sets the credit limit. The same limit again is a replay, on a closed account too.
         FAILED_PRECONDITION if less than what is used now (`reserved - posted`), on an EXTERNAL or on a closed account.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

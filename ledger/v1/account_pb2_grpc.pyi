@@ -36,7 +36,7 @@ class AccountServiceStub:
     OpenAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.OpenAccountRequest, _account_pb2.OpenAccountResponse]
     """Opens an account with zero balance. ALREADY_EXISTS if the id is used with other fields."""
     SetCreditLimit: _grpc.UnaryUnaryMultiCallable[_account_pb2.SetCreditLimitRequest, _account_pb2.SetCreditLimitResponse]
-    """Sets the credit limit. The same limit again is a replay.
+    """Sets the credit limit. The same limit again is a replay, on a closed account too.
     FAILED_PRECONDITION if less than what is used now (`reserved - posted`), on an EXTERNAL or on a closed account.
     """
     FreezeAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.FreezeAccountRequest, _account_pb2.FreezeAccountResponse]
@@ -67,7 +67,7 @@ class AccountServiceAsyncStub(AccountServiceStub):
     OpenAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.OpenAccountRequest, _account_pb2.OpenAccountResponse]  # type: ignore[assignment]
     """Opens an account with zero balance. ALREADY_EXISTS if the id is used with other fields."""
     SetCreditLimit: _aio.UnaryUnaryMultiCallable[_account_pb2.SetCreditLimitRequest, _account_pb2.SetCreditLimitResponse]  # type: ignore[assignment]
-    """Sets the credit limit. The same limit again is a replay.
+    """Sets the credit limit. The same limit again is a replay, on a closed account too.
     FAILED_PRECONDITION if less than what is used now (`reserved - posted`), on an EXTERNAL or on a closed account.
     """
     FreezeAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.FreezeAccountRequest, _account_pb2.FreezeAccountResponse]  # type: ignore[assignment]
@@ -105,7 +105,7 @@ class AccountServiceServicer:
         request: _account_pb2.SetCreditLimitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.SetCreditLimitResponse, _abc.Awaitable[_account_pb2.SetCreditLimitResponse]]:
-        """Sets the credit limit. The same limit again is a replay.
+        """Sets the credit limit. The same limit again is a replay, on a closed account too.
         FAILED_PRECONDITION if less than what is used now (`reserved - posted`), on an EXTERNAL or on a closed account.
         """
 

@@ -25,6 +25,7 @@ An id is 1 to 128 characters: `[A-Za-z0-9][A-Za-z0-9._:-]{0,127}`. Upper and low
 An id is used up when its first request is recorded, declines included. It never expires.
   * Same id, same fields: you get the first outcome again, as it was right after it, with `replayed = true`.
   * Same id, another field: ALREADY_EXISTS, and the error names the field. Nothing changes.
+  * Same id, another caller (where a server asks for tokens: another name): ALREADY_EXISTS, with `actor` as the field.
 Compared are all fields as you sent them, except `ledger`, `validate_only` and `preconditions`.
 An amount, time or duration left unset is not the same as its default written out: retry what you sent first.
 So a request with an id is always safe to send again, at any time, whatever became of the first one.
@@ -46,7 +47,7 @@ It carries a `google.rpc.ErrorInfo`: a stable `reason`, the domain `ledger`, and
 
   status               what it means                                        what to do
   INVALID_ARGUMENT     malformed; `google.rpc.BadRequest` names the fields  fix the request
-  ALREADY_EXISTS       the id is used, with another field                   compare, or choose a new id
+  ALREADY_EXISTS       the id is used, with another field or caller         compare, or choose a new id
   NOT_FOUND            no such ledger, account, payment or transfer         create it first
   FAILED_PRECONDITION  the state of the thing forbids it                    a retry helps only if the state changes
   ABORTED              a `Precondition` failed, or the atomic batch did     read again, decide again
