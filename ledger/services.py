@@ -57,6 +57,10 @@ class AnswerTooLarge(Refusal):
     code = "ANSWER_TOO_LARGE"
 
 
+class ValidationTooLarge(AnswerTooLarge):
+    """Its results would list {changes} changes of payments, over {most}. Nothing was recorded: it is only validated."""
+
+
 Reads: TypeAlias = Mapping[str, Callable[[Any, float | None], Awaitable[Message]]]
 """The queries of one ledger by rpc: each from a request and the seconds that remain for it to the response."""
 
@@ -140,7 +144,9 @@ class Desk:
         def respond(results: list[Result]) -> Message | Refusal:
             # It is made in the committer's thread, for which all others wait.
             if (listed := _listed(results)) > BATCH_MOST_LISTED:
-                return AnswerTooLarge(changes=listed, most=BATCH_MOST_LISTED)
+                return (ValidationTooLarge if request.validate_only else AnswerTooLarge)(
+                    changes=listed, most=BATCH_MOST_LISTED
+                )
             done = iter(results)
             return batch_response(request, [each if isinstance(each, Refusal) else next(done) for each in commands])
 

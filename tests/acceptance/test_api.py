@@ -1135,6 +1135,15 @@ def test_an_answer_that_would_list_too_much_is_refused_and_what_it_is_of_is_done
     assert second.open_account.replayed
 
 
+def test_an_answer_that_would_list_too_much_is_not_said_to_be_of_what_is_done_where_nothing_is(world: Client) -> None:
+    """With `validate_only` nothing is recorded, and the error says that."""
+    again, new = increment("changed~", "i999", 1_001), opening("only-validated~")
+    with pytest.raises(grpc.RpcError, match=r"over 1000000\. Nothing was recorded") as raised:
+        world(batch(*[again] * 1_001, new, validate_only=True))
+    assert refused_by(raised.value).reason == "ANSWER_TOO_LARGE"
+    assert not world(new).replayed
+
+
 REFUSALS: Final = (Path(__file__).parents[2] / "docs" / "refusals.md").read_text()
 
 ELSEWHERE: Final = {
