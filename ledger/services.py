@@ -23,7 +23,7 @@ from ledger.domain.decisions import Outcome
 from ledger.domain.errors import BatchAborted, FieldViolation, InvalidCommand, Refusal
 from ledger.domain.payment import Payment
 from ledger.exchange import Ended, Exchange, correlation_id_of, ending
-from ledger.gate import Gate, Kind
+from ledger.gate import Call, Gate, Kind
 from ledger.grpc_server import Free, Incoming, Take
 from ledger.metrics import ServerMetrics
 from ledger.permissions import require_permitted
@@ -43,6 +43,9 @@ BATCH_MOST_LISTED: Final = 1_000_000
 """Changes of payments in all results: each lists all that its payment has had, which may be a thousand."""
 
 _NAME_SHOWN: Final = 64
+
+_STILL_KNOWN_S: Final = 1.0
+"""How often it is looked whether a client is still known that does not read."""
 
 
 class LedgerNotFound(Refusal):
@@ -181,7 +184,8 @@ class Desk:
     def streamer(self, name: str) -> Handler:
         """The handler of the stream of an rpc.
 
-        A client that reads slowly is waited for, and what it has not read yet is not made: that costs no memory.
+        A client that reads slowly is waited for as long as it is known, and what it has not read yet is not made: that
+        costs no memory.
         """
 
         def stream(request: Any, exchange: Exchange) -> None:
@@ -194,7 +198,7 @@ class Desk:
                 async with aclosing(begin(request, call.time_left_s)) as responses:
                     async for response in responses:
                         call.require_still_known()
-                        await call.incoming.write(response.SerializeToString())
+                        await _send(call, response.SerializeToString())
                 exchange.complete()
 
             exchange.go_on(self._loop, work)
@@ -207,6 +211,17 @@ class Desk:
         correlation_id = correlation_id_of(call.incoming.metadata) or next(self._calls)
         exchange.name(correlation_id, request.ledger[:_NAME_SHOWN] or "main")
         return self.ledger(request.ledger, call.caller), correlation_id
+
+
+async def _send(call: Call, message: bytes) -> None:
+    """Send one of many messages. Who never reads it would keep the place for ever: it ends with the token as well."""
+    sending = asyncio.ensure_future(call.incoming.write(message))
+    try:
+        while not (await asyncio.wait((sending,), timeout=_STILL_KNOWN_S))[0]:
+            call.require_still_known()
+    finally:
+        sending.cancel()
+    await sending
 
 
 def _mode(request: batch_pb2.ExecuteBatchRequest) -> Mode:

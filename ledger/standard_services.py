@@ -102,7 +102,7 @@ def reflection_rpcs(services: Sequence[str], gate: Gate) -> dict[str, Take]:
     loop, servicer = asyncio.get_running_loop(), _ReflectionServicer(services)
 
     async def answer(incoming: Incoming, data: bytes | None) -> None:
-        async for response in servicer.ServerReflectionInfo(_requests(incoming, data), None):
+        async for response in servicer.ServerReflectionInfo(_requests(gate, incoming, data), None):
             await incoming.write(response.SerializeToString())
         incoming.end(0)
 
@@ -117,8 +117,10 @@ def reflection_rpcs(services: Sequence[str], gate: Gate) -> dict[str, Take]:
     return {f"/{REFLECTION}/ServerReflectionInfo": take}
 
 
-async def _requests(incoming: Incoming, data: bytes | None) -> AsyncIterator[Any]:
+async def _requests(gate: Gate, incoming: Incoming, data: bytes | None) -> AsyncIterator[Any]:
+    """Raises Unauthenticated or CallersUnavailable: a stream ends with the token that it began with."""
     while data is not None:
+        gate.identify(incoming)
         yield reflection_pb2.ServerReflectionRequest.FromString(data)
         data = await incoming.next_message()
 
@@ -133,6 +135,8 @@ def _go_on(loop: asyncio.AbstractEventLoop, incoming: Incoming, work: Coroutine[
             incoming.end(StatusCode.CANCELLED.value[0])
         except DecodeError:
             incoming.end(StatusCode.INVALID_ARGUMENT.value[0], _MALFORMED)
+        except Refusal as refusal:
+            incoming.end(*ending(refusal))
         except Exception:
             log.exception("call_failed", rpc=incoming.path)
             incoming.end(StatusCode.INTERNAL.value[0])

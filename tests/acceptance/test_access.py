@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
-from serving import LedgerServer, eventually, run_ledger, serving
+from serving import HAPPENS_WITHIN_S, LedgerServer, eventually, run_ledger, serving
 from test_api import (
     COMMAND_NAMES,
     RPCS,
@@ -46,6 +47,7 @@ from test_api import (
     void,
 )
 
+from bench import frames
 from ledger.callers import Role
 from ledger.client import Target
 from ledger.dev_cert import DevCertificates, make_dev_certificates
@@ -313,6 +315,69 @@ def test_a_stream_ends_with_the_token_that_it_began_with(guarded: Guarded, tag: 
         with pytest.raises(grpc.RpcError) as raised:
             deque(call, maxlen=0)
     assert refused_by(raised.value).metadata == {"why": "it was revoked"}
+
+
+def test_reflection_ends_with_the_token_that_it_began_with(guarded: Guarded, tag: str) -> None:
+    """It is a stream as well, and asked for more it tells no more."""
+    token = guarded.token(Role.ANALYST, f"ide-{tag}")
+    revoked = Event()
+
+    def questions() -> Iterator[ServerReflectionRequest]:
+        yield ServerReflectionRequest(list_services="")
+        revoked.wait(HAPPENS_WITHIN_S)
+        yield ServerReflectionRequest(list_services="")
+
+    with calling(guarded, token, tag) as client:
+        call = ServerReflectionStub(client.channel).ServerReflectionInfo(
+            questions(), metadata=[("authorization", f"Bearer {token}")]
+        )
+        assert next(call).list_services_response.service
+        guarded.revoke(token)
+        eventually(lambda: code_of(client, REQUESTS["ListAccounts"]()) is StatusCode.UNAUTHENTICATED)
+        revoked.set()
+        with pytest.raises(grpc.RpcError) as raised:
+            next(call)
+    assert refused_by(raised.value).metadata == {"why": "it was revoked"}
+
+
+def test_a_client_that_does_not_read_keeps_its_place_no_longer_than_its_token(tmp_path: Path, tag: str) -> None:
+    """Else some streams, opened while a token was good and never read, would keep all others out after its end."""
+    with serving(tmp_path, LEDGER_TOKENS="true", LEDGER_CALLS_MOST="1") as server:
+        stolen, good = (made(server, "kpmg", "--role", "auditor", "--ledger", server.ledger) for _ in range(2))
+        host, port = server.address.split(":")
+        with (
+            Target(server.address, token=good).channel() as channel,
+            socket.create_connection((host, int(port)), timeout=HAPPENS_WITHIN_S) as connection,
+        ):
+            client = Client(channel, server.ledger, tag)
+            until_known(client)
+            asked = ReadEventsRequest(ledger=server.ledger, follow=True)
+            connection.sendall(unread("/ledger.v1.AuditService/ReadEvents", server.address, stolen, asked))
+            came, rest = [], b""
+            while frames.HEADERS not in came:  # They come with the first answer, for which itself there is no room.
+                found, rest = frames.split(rest + connection.recv(65_536))
+                for kind, flags, _, payload in found:
+                    came.append(kind)
+                    if kind in (frames.SETTINGS, frames.PING) and not flags & frames.ACK:
+                        # gRPC hangs up on who does not say so within a minute.
+                        acknowledged = payload if kind == frames.PING else b""
+                        connection.sendall(frames.frame(kind, frames.ACK, 0, acknowledged))
+            assert frames.DATA not in came
+            assert code_of(client, REQUESTS["ListAccounts"]()) is StatusCode.RESOURCE_EXHAUSTED
+            assert run_ledger("token", "revoke", stolen, *server.where).returncode == 0
+            eventually(lambda: code_of(client, REQUESTS["ListAccounts"]()) is StatusCode.OK)
+
+
+def unread(path: str, address: str, token: str, request: Any) -> bytes:
+    """A call, from a client that gives the server no room for an answer."""
+    block = frames.request_block(path, address, {"authorization": f"Bearer {token}"})
+    body = frames.message(request.SerializeToString())
+    return (
+        frames.PREFACE
+        + frames.settings({frames.INITIAL_WINDOW_SIZE: 0})
+        + frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block)
+        + frames.frame(frames.DATA, frames.END_STREAM, 1, body)
+    )
 
 
 def test_a_token_ends_by_itself(guarded: Guarded, tag: str) -> None:
