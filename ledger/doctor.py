@@ -48,7 +48,9 @@ class Guard(NamedTuple):
     body: str
 
 
-_FUNCTION: Final = re.compile(r"CREATE FUNCTION (\w+)\(\) RETURNS trigger LANGUAGE \w+ AS \$\$(.*?)\$\$;", re.DOTALL)
+_FUNCTION: Final = re.compile(
+    r"CREATE (?:OR REPLACE )?FUNCTION (\w+)\(\) RETURNS trigger LANGUAGE \w+ AS \$\$(.*?)\$\$;", re.DOTALL
+)
 _TRIGGER: Final = re.compile(r"CREATE TRIGGER (\w+) (.+?) ON (\w+)\s+FOR EACH (\w+) EXECUTE FUNCTION (\w+)\(\);")
 _KIND_BITS: Final = {"ROW": 1, "BEFORE": 2, "INSERT": 4, "DELETE": 8, "UPDATE": 16, "TRUNCATE": 32}
 """TRIGGER_TYPE_* in src/include/catalog/pg_trigger.h of Postgres."""
@@ -293,7 +295,7 @@ def _triggers(connection: Connection[Any], _ledger: str) -> Check:
     if changed:
         found.append(f"gone, or not what the migrations made: {_names(changed)}")
         made = sorted({guard.trigger for guard in changed} | {f"{guard.function}()" for guard in changed})
-        statements.append(f"what ledger/sql has for {', '.join(made)}, as CREATE OR REPLACE")
+        statements.append(f"what ledger/sql has last for {', '.join(made)}, as CREATE OR REPLACE")
     advice = "find out who did it, run `ledger audit verify`, then: " + "; ".join(statements)
     return Check("triggers", Verdict.FAIL, "; ".join(found), advice)
 

@@ -23,6 +23,7 @@ RELEASED: Final = {
     2: "58316c08f7b1bfedc1749cc0ac3285f1d4ebc9e9024df7abc2947d30d97486fb",
     3: "c9f82cfbcffda0a0fa09b51f34c7cf223a6e4e7ad9c0cbfc18b7576b2d971af5",
     4: "acb84c12b605a75cbcdd4ea5b64dee8a9a3eb881fae09f867f62f031507a3641",
+    5: "98b2cf9d0b7a2831baec76d5faf9d301594db33136a2a1e4c013af2a5d0f7cd0",
 }
 """Every migration as it was released. A line is added for a new one; none is ever changed."""
 

@@ -145,6 +145,28 @@ def test_what_is_recorded_is_not_changed_by_any_statement_of_its_owner(
     assert read_log(dsn, ledger) == before
 
 
+def test_hashes_of_the_tree_are_not_changed_by_an_operator_of_ones_own(
+    dsn: str, ledger: str, session: psycopg.Connection[Any], login: Callable[..., str]
+) -> None:
+    """A login that has a schema can make any two hashes not differ there, and have it looked through first."""
+    signer, schema = login(), f"mine_{secrets.token_hex(4)}"
+    session.execute(f"GRANT {role_name(ledger, Role.SIGNER)} TO {user_of(signer)}".encode())
+    session.execute(f"CREATE SCHEMA {schema} AUTHORIZATION {user_of(signer)}".encode())
+    session.execute("INSERT INTO tree_tiles VALUES (0, 0, sha256('one'))")
+    with psycopg.connect(signer, autocommit=True) as connection:
+        own = (
+            f"CREATE FUNCTION {schema}.never(bytea, bytea) RETURNS boolean RETURN false",
+            f"CREATE OPERATOR {schema}.<> (LEFTARG = bytea, RIGHTARG = bytea, FUNCTION = {schema}.never)",
+            f"GRANT USAGE ON SCHEMA {schema} TO PUBLIC",
+            f"SET search_path = {schema}, pg_catalog, {schema_of(ledger)}",
+            f"SET ROLE {role_name(ledger, Role.SIGNER)}",
+        )
+        for statement in own:
+            connection.execute(statement.encode())
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="only ever grows"):
+            connection.execute("UPDATE tree_tiles SET hashes = sha256('other')")
+
+
 def session_as(role: str, dsn: str, ledger: str) -> psycopg.Connection[Any]:
     return connect(dsn, ledger, "test", None if role == "superuser" else Role(role))
 
