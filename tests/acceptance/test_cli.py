@@ -329,6 +329,17 @@ REFUSALS: Final = [
     Refusal(3, "reach the database", ["follow", "--dsn", NOBODY]),
     Refusal(2, "(?i)dsn|connection string", ["migrate", "--dsn", "nonsense"]),
     Refusal(2, "(?i)dsn|connection string", ["serve"], {"LEDGER_DSN": f"postgresql://ledger:{SESAME}@[127.0.0.1/x"}),
+    Refusal(
+        2,
+        "--dsn: its host or port can't be one: .*%40",
+        ["migrate", "--dsn", f"postgresql://ledger:open@{SESAME}@127.0.0.1:1/x"],
+    ),
+    Refusal(
+        2,
+        "LEDGER_DSN: its host or port can't be one: .*%2F",
+        ["doctor"],
+        {"LEDGER_DSN": f"postgresql://ledger:{SESAME}/x@127.0.0.1:1/x"},
+    ),
     Refusal(3, "no embedded Postgres runs", ["dsn", "--data-dir", "none"]),
     Refusal(3, "cannot use the data folder", ["migrate", "--data-dir", "/dev/null/data"]),
     Refusal(3, "not a data folder of the ledger", ["migrate", "--data-dir", str(ROOT / "docs")]),
