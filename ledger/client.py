@@ -5,6 +5,7 @@ That is safe because ids are idempotency keys: what was done already is answered
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from ledger.settings import Settings, is_loopback
+from ledger.settings import Settings, is_loopback, variable
 from ledger.v1 import account_pb2, account_pb2_grpc, batch_pb2, batch_pb2_grpc
 
 PATIENCE_S: Final = 60.0
@@ -34,6 +35,8 @@ _COMMAND_AGAIN: Final = frozenset(
     {code_pb2.UNAVAILABLE, code_pb2.RESOURCE_EXHAUSTED, code_pb2.DEADLINE_EXCEEDED, code_pb2.CANCELLED}
 )
 _CALL_AGAIN: Final = _COMMAND_AGAIN | {code_pb2.INTERNAL, code_pb2.UNKNOWN}
+
+_ONE_WORD: Final = re.compile(r"[!-~]+").fullmatch
 
 _CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
@@ -69,10 +72,13 @@ class Target:
 
     @classmethod
     def of(cls, settings: Settings) -> Target:
-        """What the settings name. Raises NoAnswer if a file can't be read."""
+        """What the settings name. Raises NoAnswer if a file can't be read, or what is there can't be a token."""
         token = settings.token and settings.token.get_secret_value()
         if settings.token_file is not None:
             token = _read(settings.token_file).decode("ascii", "replace").strip()
+        if token and not _ONE_WORD(token):
+            source = variable("token" if settings.token_file is None else "token_file")
+            raise NoAnswer(f"what {source} gives is not a token: that is one word in ASCII. Nothing was sent")
         return cls(settings.server, settings.ca, settings.client_cert, settings.client_key, token or None)
 
     def channel(self) -> grpc.Channel:

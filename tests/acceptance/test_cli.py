@@ -309,6 +309,9 @@ REFUSALS: Final = [
     Refusal(2, "LEDGER_RATE_BURST is set and LEDGER_RATE_PER_S is not", ["serve"], {"LEDGER_RATE_BURST": "10"}),
     Refusal(2, "^ledger: LEDGER_CALLS_MOST: input should be greater", ["serve"], {"LEDGER_CALLS_MOST": "0"}),
     Refusal(3, "can't read none.pem", ["account", "list"], {"LEDGER_CA": "none.pem"}),
+    Refusal(
+        3, "LEDGER_TOKEN gives is not a token.*Nothing was sent", ["account", "list"], {"LEDGER_TOKEN": f"a {SESAME}"}
+    ),
     Refusal(3, "can't read none.token", ["account", "list"], {"LEDGER_TOKEN_FILE": "none.token"}),
     Refusal(
         3,
