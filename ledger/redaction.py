@@ -15,10 +15,15 @@ HIDDEN: Final = "***"
 _SECRETS: Final = (
     # postgresql://user:PASSWORD@host, whatever characters the password has
     (re.compile(r"(\w://[^\s:/@'\"]*:)[^\s'\"]*(?=@)"), rf"\1{HIDDEN}"),
-    # password=... of a connection string, quoted or not, and of a URL's query
-    (re.compile(r"((?:\b|_)(?:password|passwd|pwd)=)(?:'(?:[^'\\]|\\.)*'|[^\s&'\"]*)", re.IGNORECASE), rf"\1{HIDDEN}"),
-    # a token of ours: its first half names it and is no secret
-    (re.compile(r"\blgr_(?:([0-9a-f]{12})_)?[\w-]+"), rf"lgr_\1_{HIDDEN}"),
+    # password=... of a connection string, quoted or not, with or without spaces, of a URL's query, and PGPASSWORD
+    (
+        re.compile(
+            r"((?:\b|_|ssl|pg)(?:password|passwd|pwd)[ \t]*=[ \t]*)(?:'(?:[^'\\]|\\.)*'|[^\s&'\"]*)", re.IGNORECASE
+        ),
+        rf"\1{HIDDEN}",
+    ),
+    # a token of ours, whatever stands before it (the n of an escaped newline): its first half names it and is no secret
+    (re.compile(r"lgr_(?:([0-9a-f]{12})_)?[\w-]+"), rf"lgr_\1_{HIDDEN}"),
     (re.compile(r"\b(bearer\s+)(?!lgr_)[\w.~+/=-]+", re.IGNORECASE), rf"\1{HIDDEN}"),
     (
         re.compile(r"(\bauthorization\b['\"]?\s*[:=,]\s*['\"]?)(?!\s*bearer\b)[^'\"\n]+", re.IGNORECASE),
