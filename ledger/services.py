@@ -30,6 +30,7 @@ from ledger.permissions import require_permitted
 from ledger.replies import batch_response, response_to
 from ledger.requests import TO_COMMAND, batch_commands, command_of
 from ledger.status import code_of
+from ledger.terminal import printable
 from ledger.ticket import Mode, Result, Ticket
 from ledger.v1 import account_pb2, audit_pb2, batch_pb2, payment_pb2, transfer_pb2
 
@@ -209,7 +210,8 @@ class Desk:
         """The request's ledger, and its name on every event that comes of it: the caller's, or one of ours."""
         call = exchange.admitted
         correlation_id = correlation_id_of(call.incoming.metadata) or next(self._calls)
-        exchange.name(correlation_id, request.ledger[:_NAME_SHOWN] or "main")
+        name = request.ledger[:_NAME_SHOWN] or "main"
+        exchange.name(correlation_id, name if name.isprintable() else printable(name))
         return self.ledger(request.ledger, call.caller), correlation_id
 
 

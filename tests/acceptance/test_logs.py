@@ -96,6 +96,20 @@ def test_a_line_about_a_call_bears_its_request_id_ledger_and_actor(tmp_path: Pat
     assert all(each["took_s"] > 0 for each in ended)
 
 
+def test_a_ledger_that_a_client_makes_up_does_nothing_to_a_terminal(tmp_path: Path, log: Path, tag: str) -> None:
+    """What moves a cursor, or turns the direction of text around, stands in lines for people as an escape."""
+    ledger = f"log_{tag}"
+    with (
+        EmbeddedPostgres(tmp_path / "postgres") as postgres,
+        served(postgres, ledger, tmp_path, LEDGER_LOG_LEVEL="debug") as address,
+        client_of(address, ledger) as client,
+        pytest.raises(grpc.RpcError),
+    ):
+        client.start(GetAccountRequest(ledger="\x1b[2K\u202eother", account_id="alice~")).result()
+    assert "ledger=\\x1b[2K\\u202eother" in log.read_text()
+    assert "\x1b" not in log.read_text()
+
+
 def test_payments_go_on_though_no_line_can_be_logged(tmp_path: Path, log: Path, tag: str) -> None:
     """On a full disk every line fails, in every thread; also those about a database that goes and comes back."""
     folder, ledger = tmp_path / "postgres", f"log_{tag}"
