@@ -37,6 +37,8 @@ GIVE_WAY_MOST_S: Final = 0.3
 BACKOFF_LEAST_S: Final = 0.05
 BACKOFF_MOST_S: Final = 2.0
 STOP_PATIENCE_S: Final = 3.0
+REMEDY_POLL_S: Final = 0.5
+"""How often a follower that has stopped looks whether it may go on."""
 
 PASSING_SQLSTATES: Final = frozenset(
     {
@@ -58,7 +60,8 @@ class Follower:
 
     A batch and its checkpoint are one transaction, and the checkpoint moves by compare-and-set: of two followers that
     have the same batch one wins, the other rolls back and reads the checkpoint again. Nothing else keeps them apart.
-    An event that can't be applied stops it, right before that event; nothing is ever skipped.
+    An event that can't be applied stops it, right before that event; nothing is ever skipped. Its thread goes on when
+    that is taken back, as `ledger projections rebuild` does, or another follower has got further.
     """
 
     def __init__(
@@ -101,11 +104,11 @@ class Follower:
 
     @property
     def failure(self) -> str | None:
-        """Why it stopped, if it did."""
+        """Why it stopped, if it did and has not gone on since."""
         return self._failure
 
     def start(self) -> None:
-        """Follow in a thread of its own, until `stop` or a failure."""
+        """Follow in a thread of its own, until `stop`."""
         self._thread = threading.Thread(target=self._follow, name=f"follower-{self._ledger}", daemon=True)
         self._thread.start()
 
@@ -238,7 +241,7 @@ class Follower:
             try:
                 applied = self.run_once()
             except CannotFollow:
-                break
+                self._wait_for_remedy()
             except psycopg.Error as error:
                 self._disconnect()
                 self._log.warning("follower_waits_for_database", error=str(error), retry_in_s=backoff_s)
@@ -252,6 +255,22 @@ class Follower:
                 backoff_s = BACKOFF_LEAST_S
                 self._rest(applied, time.monotonic() - began)
         self._disconnect()
+
+    def _wait_for_remedy(self) -> None:
+        """Return when its failure stands in the checkpoint no longer, or it is to stop.
+
+        Reads are answered again from then on: without a follower they would fall behind, and nobody would say so.
+        """
+        while not self._stopping.wait(REMEDY_POLL_S):
+            try:
+                position, failure = read_checkpoint(self._connected())
+            except psycopg.Error:
+                self._disconnect()
+                continue
+            if failure is None:
+                self._checkpoint = self._failure = None
+                self._log.info("follower_goes_on", position=position)
+                return
 
     def _rest(self, applied: int, took_s: float) -> None:
         """Wait until there may be something to do. Not after a full batch: there is more behind it."""

@@ -482,10 +482,10 @@ def test_rows_that_somebody_changed_stop_it(
     assert follower.position == history.head - 1  # the payment's own event came before that on the account
 
 
-def test_a_follower_thread_that_stops_ends_by_itself(
+def test_a_follower_thread_that_has_stopped_can_be_ended(
     history: History, dsn: str, ledger: str, follow: Callable[..., Follower]
 ) -> None:
-    """It does not try for ever, and stopping it afterwards is no matter."""
+    """It waits, and stopping it meanwhile is no matter."""
     sound = history.write()
     with connect(dsn, ledger, "test") as connection:
         append_row(connection, "account/alice", 99, sound + 1, "AccountExploded", b"{}", history.now)

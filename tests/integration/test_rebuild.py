@@ -166,6 +166,27 @@ def test_a_stopped_follower_s_place_is_taken_by_the_rebuilt(dsn: str, ledger: st
     assert check_read_models(dsn, ledger) == head
 
 
+def test_a_follower_that_had_stopped_goes_on_after_a_rebuild(
+    dsn: str, ledger: str, living: History, follower: Follower
+) -> None:
+    """By itself: what was recorded meanwhile, and what comes later, is there for reads that are answered again."""
+    with connect(dsn, ledger, "test") as connection:
+        connection.execute("UPDATE balances SET version = version + 1")
+    living.live(Random(14), 40)
+    living.write()
+    follower.start()
+    eventually(lambda: follower.failure is not None)
+
+    assert rebuilt(dsn, ledger).different > 0
+
+    eventually(lambda: follower.position == living.head)
+    assert follower.failure is None
+    living.live(Random(15), 20)
+    living.write()
+    eventually(lambda: follower.position == living.head)
+    assert check_read_models(dsn, ledger) == living.head
+
+
 def test_who_could_read_the_tables_can_still_read_them(dsn: str, ledger: str, living: History) -> None:
     """Rights on tables and on views survive the swap."""
     role, schema = sql.Identifier(f"reader_of_{ledger}"), sql.Identifier(f"ledger_{ledger}")
