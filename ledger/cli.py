@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import psycopg
 import typer
@@ -31,8 +33,10 @@ from ledger.postgres import Role
 from ledger.read_database import WrongReadDatabase
 from ledger.roles import RoleMissing
 from ledger.settings import Settings
-from ledger.terminal import have_standard_streams
+from ledger.terminal import have_standard_streams, lose_output
 from projections import console as read_models
+
+_CANNOT_WRITE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 app = typer.Typer(
     name="ledger",
@@ -40,8 +44,8 @@ app = typer.Typer(
         "An event-sourced payment ledger on Postgres, spoken to over gRPC.\n\n"
         "Without --dsn it runs a Postgres of its own in --data-dir. Every option can also be set in the environment "
         "or in a file .env as LEDGER_...; see .env.example.\n\n"
-        "Exit codes: 0 done; 1 refused or declined, if only in part; 2 wrong usage; 3 it could not start or reach what "
-        "it needs."
+        "Exit codes: 0 done; 1 refused or declined, if only in part; 2 wrong usage; 3 it could not start, reach what "
+        "it needs, or write what came of it."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -65,13 +69,25 @@ def main() -> None:
     # can connect could forge lines of the log, or fill a disk with it.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # Else what is still to be written would fail where nobody can tell any more.
     except (EmbeddedPostgresError, SchemaError, RoleMissing, UnsafeDurability, WrongReadDatabase) as error:
         fail(str(error))
     except psycopg.OperationalError as error:
         fail(f"can't reach the database: {' '.join(str(error).split())}")
     except psycopg.Error as error:
         fail(f"the database refused: {' '.join(str(error).split())}")
+    except BrokenPipeError:
+        lose_output()
+        sys.exit(EXIT_FAILED)  # Who read it has gone, and wants to know no more.
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        lose_output()
+        # Not EXIT_FAILED: what was asked for may well be done, and is neither refused nor declined.
+        fail(f"can't write what came of it: {error.strerror}")
 
 
 @app.command()

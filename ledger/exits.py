@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from typing import Final, NoReturn
 
 import typer
@@ -16,8 +17,9 @@ EXIT_CANNOT_START: Final = 3
 
 
 def fail(message: str, code: int = EXIT_CANNOT_START) -> NoReturn:
-    """End the program, and say why."""
-    typer.echo(f"ledger: {redacted(message)}", err=True)
+    """End the program, and say why. Where that can't be written, the exit code still tells."""
+    with suppress(OSError):
+        typer.echo(f"ledger: {redacted(message)}", err=True)
     sys.exit(code)
 
 

@@ -362,6 +362,46 @@ def test_what_can_not_be_done_is_said_in_one_line(refusal: Refusal, shell: Shell
     assert SESAME not in ended.err
 
 
+@pytest.mark.parametrize("is_told", [True, False])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "account open full-{} EUR --server {address}",
+        "account show full-{} --server {address} --json",
+        "projections status --dsn {dsn} --json",
+        "audit digest --dsn {dsn}",
+        "--help",
+    ],
+)
+def test_what_can_not_be_written_is_no_refusal(running: Running, command: str, is_told: bool) -> None:
+    """A disk that is full where stdout goes is told in a line; the exit code tells where stderr goes there as well."""
+    arguments = command.format(int(is_told), address=running.run.address, dsn=running.dsn).split()
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [LEDGER, *arguments],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE if is_told else full,
+            text=True,
+            check=False,
+        )
+
+    assert ended.returncode == 3
+    if is_told:
+        assert complaint_in(ended.stderr) == "ledger: can't write what came of it: No space left on device"
+
+
+def test_a_reader_that_has_gone_is_told_nothing(running: Running) -> None:
+    """As with `| head`: neither a traceback nor a word of Python's as it ends."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as pipe:
+        command = [LEDGER, "projections", "status", "--json", "--dsn", running.dsn]
+        ended = subprocess.run(command, env=environment(), stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
 def test_a_schema_that_is_not_there_is_to_be_migrated(running: Running, ledger: str, shell: Shell) -> None:
     """The line says which command does it."""
     where = ["--dsn", running.dsn, "--ledger", ledger]
