@@ -6,7 +6,7 @@ payment has at most about a thousand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Final, LiteralString, NamedTuple
 
@@ -18,8 +18,9 @@ from ledger.wire import moment
 from projections import payments
 from projections.balances import Balance, standing
 from projections.batch import CannotApply, LoggedEvent, LoggedRow, decode
-from projections.connections import Connections
+from projections.connections import Connections, Rows
 from projections.freshness import within
+from projections.log_head import LogHead
 from projections.payments import Payment
 
 SQL: Final = sql_blocks("projections", "as_of.sql")
@@ -35,8 +36,10 @@ class LastUntil(NamedTuple):
 class AsOf:
     """Looks at the past of one ledger. All raise ReadsUnavailable."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, log_head: LogHead) -> None:
+        """`log_head` is of the log itself: on a standby that is behind it ends early."""
         self._connections: Final = connections
+        self._log_head: Final = log_head
         self._mapper: Final = EventMapper()
 
     async def known_at(self, request: Any, remaining_s: float | None) -> int | None:
@@ -46,7 +49,10 @@ class AsOf:
             return None
         if asked == "recorded_at":
             recorded_at = moment(request.recorded_at, "recorded_at")
-            return (await within(remaining_s, self.last_until(recorded_at))).position
+            last = await within(remaining_s, self._last_until(recorded_at, self._connections.rows))
+            if last.position == last.head:  # Where commands are recorded there may be more from before that time.
+                last = await within(remaining_s, self._last_until(recorded_at, self._log_head.rows))
+            return last.position
         if request.at_position < 1:
             raise InvalidCommand(FieldViolation("at_position", "must be 1 or more"))
         position: int = request.at_position
@@ -65,13 +71,10 @@ class AsOf:
             pass  # Following stops there, and nothing behind it will ever be shown: it belongs to no command before it.
         return position
 
-    async def last_until(self, time: datetime) -> LastUntil:
-        """The last position that was recorded up to `time`, inclusive."""
-        return await self._last(time, inclusive=True)
-
     async def last_before(self, time: datetime) -> LastUntil:
         """The last position that was recorded before `time`."""
-        return await self._last(time, inclusive=False)
+        (row,) = await self._connections.rows(SQL.last_until, {"time": time, "inclusive": False})
+        return LastUntil(*row)
 
     async def accounts(self, rows: Sequence[Balance], at: int) -> list[Balance]:
         """Accounts that were opened up to the position `at`, as they were there."""
@@ -84,8 +87,9 @@ class AsOf:
         events = await self._events(SQL.whole, [payment_stream(each) for each in payment_ids], at)
         return {change.last.id: payments.as_row(change) for change in payments.fold(events)}
 
-    async def _last(self, time: datetime, *, inclusive: bool) -> LastUntil:
-        (row,) = await self._connections.rows(SQL.last_until, {"time": time, "inclusive": inclusive})
+    async def _last_until(self, time: datetime, rows: Callable[..., Awaitable[Rows]]) -> LastUntil:
+        """The last position that was recorded up to `time`, inclusive, where `rows` runs statements."""
+        (row,) = await rows(SQL.last_until, {"time": time, "inclusive": True})
         return LastUntil(*row)
 
     async def _events(self, statement: LiteralString, streams: list[str], at: int) -> list[LoggedEvent]:

@@ -15,12 +15,12 @@ class LogHead:
 
     def __init__(self, rows: Callable[..., Awaitable[Rows]], known: Callable[[], int] = lambda: 0) -> None:
         """`rows` runs statements where commands are recorded; `known` is what this process knows of the head anyway."""
-        self._rows: Final = rows
+        self.rows: Final = rows
         self.known: Final = known
 
     async def require(self, position: int) -> None:
         """Return if the position is in the log. Raises PositionAheadOfHead if it isn't, and ReadsUnavailable."""
         if position > self.known():
-            ((head,),) = await self._rows(checkpoint.SQL.head)
+            ((head,),) = await self.rows(checkpoint.SQL.head)
             if position > head:
                 raise PositionAheadOfHead(min_position=position, head=head)

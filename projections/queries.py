@@ -46,11 +46,12 @@ class Queries:
     ) -> None:
         """`arrivals` are told by a follower; `log_head` is needed where `dsn` is not where commands are recorded."""
         self._connections: Final = Connections(dsn, ledger)
-        self._freshness: Final = Freshness(self._connections, arrivals, log_head or LogHead(self._connections.rows))
+        log_head = log_head or LogHead(self._connections.rows)
+        self._freshness: Final = Freshness(self._connections, arrivals, log_head)
         self._accounts: Final = Lookup(self._connections, balances.SQL.select_accounts, Balance._make)
         self._payments: Final = Lookup(self._connections, payments.SQL.select_payments, Payment._make)
         self._transfers: Final = Lookup(self._connections, transfers.SQL.select_transfers, Transfer._make)
-        self._as_of: Final = AsOf(self._connections)
+        self._as_of: Final = AsOf(self._connections, log_head)
         self._reports: Final = Connections(dsn, ledger, name="ledger-reports", most=REPORT_CONNECTIONS_MOST)
         trial_balances = TrialBalances(self._reports, self._freshness, self._as_of)
         lists = Lists(self._connections, self._freshness, self._as_of, self._accounts)

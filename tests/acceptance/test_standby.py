@@ -239,7 +239,8 @@ def test_a_read_waits_for_a_standby_that_is_behind(pair: Pair, tmp_path: Path, t
         client.do(opening("alice~"))
         assert client.account("alice~").version == 1
         with pair.second_pausing():
-            positions = client(opening("bob~")).position, elsewhere(opening("carol~")).position
+            written = client(opening("bob~")), elsewhere(opening("carol~"))
+            positions = [each.position for each in written]
             expected: list[tuple[str, Message]] = [
                 (reason, query)
                 for position in positions
@@ -251,6 +252,15 @@ def test_a_read_waits_for_a_standby_that_is_behind(pair: Pair, tmp_path: Path, t
                     ("TREE_BEHIND", GetTreeHeadRequest(min_position=position)),
                     ("READS_UNAVAILABLE", ReadEventsRequest(min_position=position)),
                     ("READS_UNAVAILABLE", ReadEventsRequest(to_position=position)),
+                )
+            ]
+            expected += [
+                ("READ_MODEL_BEHIND", query)
+                for each in written
+                for query in (
+                    GetAccountBalanceRequest(account_id="alice~", recorded_at=each.recorded_at),
+                    GetTrialBalanceRequest(recorded_at=each.recorded_at),
+                    GetPaymentRequest(payment_id="none~", recorded_at=each.recorded_at),
                 )
             ]
             with ThreadPoolExecutor(len(expected)) as callers:
