@@ -71,8 +71,7 @@ def run_import(
         with ExitStack() as stack:
             account_file = stack.enter_context(CsvFile(accounts, ACCOUNT_COLUMNS))
             movement_file = stack.enter_context(CsvFile(movements, MOVEMENT_COLUMNS))
-            if rejects_path(account_file, rejects) == rejects_path(movement_file, rejects):
-                raise CannotImport("the rejected rows of both files would go into one file: rename one of the files")
+            _require_files_apart(account_file, movement_file, rejects)
             account_rejects = stack.enter_context(RejectsFile(account_file, rejects))
             movement_rejects = stack.enter_context(RejectsFile(movement_file, rejects))
             channel = stack.enter_context(connected(target))
@@ -87,6 +86,16 @@ def run_import(
         raise CannotImport(str(error)) from error
     print_summary(summary, console)
     return summary
+
+
+def _require_files_apart(accounts: CsvFile, movements: CsvFile, rejects: Path | None) -> None:
+    """Raise CannotImport if rejected rows would go where others go or come from, whatever the paths look like."""
+    sources = {each.path.resolve() for each in (accounts, movements)}
+    targets = {rejects_path(each, rejects).resolve() for each in (accounts, movements)}
+    if len(targets) == 1:
+        raise CannotImport("the rejected rows of both files would go into one file: rename one of the files")
+    for path in sources & targets:
+        raise CannotImport(f"{path}: here the rejected rows of the other file would go: rename one of the files")
 
 
 class SentRow(NamedTuple):

@@ -350,6 +350,28 @@ def test_a_folder_in_the_place_of_rejected_rows_stops_before_anything_is_done(na
     assert sorted(folder.parent.iterdir()) == sorted([history.accounts, history.movements, folder])
 
 
+@pytest.mark.parametrize(
+    ("movements", "why"),
+    [
+        ("accounts.rejected.csv", "accounts.rejected.csv: here the rejected rows of the other file would go"),
+        ("accounts.txt", "the rejected rows of both files would go into one file"),
+        ("here/accounts.txt", "the rejected rows of both files would go into one file"),
+    ],
+)
+def test_rejected_rows_take_no_other_file_s_place(history: History, movements: str, why: str) -> None:
+    """Neither that of the other file, which would be gone then, nor that of its rejected rows."""
+    (history.accounts.parent / "here").symlink_to(history.accounts.parent)
+    clashing = history._replace(movements=history.accounts.parent / movements)
+    clashing.write(PEOPLE, [])
+    before = clashing.movements.read_bytes()
+
+    with pytest.raises(CannotImport, match=re.escape(why)):
+        clashing.run()
+
+    assert clashing.movements.read_bytes() == before
+    assert len(list(history.accounts.parent.iterdir())) == 3
+
+
 def test_rejected_rows_that_can_not_be_put_in_place_leave_no_file(history: History) -> None:
     """Here a folder has come there meanwhile. They are found again by running the import again."""
     history.write(PEOPLE, [f"t1~,{DAY},transfer,bank~,alice~,ten,"])
