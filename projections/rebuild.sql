@@ -35,10 +35,20 @@ SET LOCAL lock_timeout = '2s'
 -- brief: all of the next statement has to be done in less than the server's deadlock_timeout, which is 1s unless it is set
 SET LOCAL statement_timeout = '900ms'
 
--- lock: nobody reads or writes the tables until the end of the transaction, nor the views, which a query locks before them:
--- whoever came meanwhile would hold a view, wait for its table, and be ended as the victim of a deadlock when the view is replaced
-LOCK TABLE accounts_v1, balances_v1, payments_v1, transfers_v1, entries_v1, balances, payments, transfers, transfer_accounts, entries
-IN ACCESS EXCLUSIVE MODE
+-- lock: nobody reads or writes the tables until the end of the transaction. The views come first, each by itself, which a change
+-- of the owner to the owner does: a query has its view before the table, and holding one it would wait for the other. A LOCK
+-- TABLE takes the tables of a view as well. Who reads several views at once can be in the way still: hence so briefly, that this
+-- is ended before he is, as the victim of a deadlock
+DO $$
+BEGIN
+    ALTER VIEW balances_v1 OWNER TO CURRENT_ROLE;
+    ALTER VIEW accounts_v1 OWNER TO CURRENT_ROLE;
+    ALTER VIEW payments_v1 OWNER TO CURRENT_ROLE;
+    ALTER VIEW transfers_v1 OWNER TO CURRENT_ROLE;
+    ALTER VIEW entries_v1 OWNER TO CURRENT_ROLE;
+    LOCK TABLE balances, payments, transfers, transfer_accounts, entries IN ACCESS EXCLUSIVE MODE;
+END
+$$
 
 -- as_before: as long as it takes again
 SET LOCAL statement_timeout TO DEFAULT
