@@ -83,12 +83,14 @@ class Target:
 
     def channel(self) -> grpc.Channel:
         """A channel to it. Raises NoAnswer if it can't be had as it is asked for."""
+        # A proxy (`http_proxy`) would look for a loopback address on its own machine, and be sent our token as it is.
+        options = (*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not is_loopback(self.server))))
         if self.ca is None:
             if self.token and not is_loopback(self.server):
                 raise NoAnswer(f"a token is not sent to {self.server} without TLS: set LEDGER_CA (docs/security.md)")
-            channel = grpc.insecure_channel(self.server, options=_CHANNEL_OPTIONS)
+            channel = grpc.insecure_channel(self.server, options=options)
         else:
-            channel = grpc.secure_channel(self.server, self._credentials(self.ca), options=_CHANNEL_OPTIONS)
+            channel = grpc.secure_channel(self.server, self._credentials(self.ca), options=options)
         return grpc.intercept_channel(channel, _SendsToken(self.token)) if self.token else channel
 
     def _credentials(self, ca: str) -> grpc.ChannelCredentials:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
@@ -838,6 +839,21 @@ def test_the_server_can_be_named_by_the_environment(server: LedgerServer, funded
     assert shell.anywhere(line, "--server", NOBODY, **named).code == 3
     nowhere = shell.anywhere(line, "--ledger", "nowhere", **named)
     assert (nowhere.code, nowhere.err) == (1, "ledger: This server has no ledger 'nowhere'. (LEDGER_NOT_FOUND)\n")
+
+
+def test_a_server_on_this_machine_is_not_asked_by_way_of_a_proxy(server: LedgerServer) -> None:
+    """A proxy would call its own machine, and a token goes to a loopback address in the clear."""
+    where = ("--server", server.address, "--ledger", server.ledger)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.setblocking(False)
+        proxies = dict.fromkeys(
+            ("http_proxy", "https_proxy", "grpc_proxy"), f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        )
+        listed = run_ledger("account", "list", *where, LEDGER_TOKEN="secret", **proxies)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+
+    assert listed.returncode == 0, listed.stderr
 
 
 # --- as processes ----------------------------------------------------------------------------------------------------
