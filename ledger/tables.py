@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from rich import box
+from rich.console import Console
 from rich.table import Table
+
+_WIDE: Final = 10_000
+
+
+def screen() -> Console:
+    """Where tables are printed: a row is one line, whole, wherever it goes. A terminal breaks it where it has to."""
+    return Console(highlight=False, width=_WIDE)
 
 
 def table_of(*columns: str, words: int = 1) -> Table:

@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
 
 from ledger.callers import Role
 from ledger.database import reached
@@ -18,7 +17,7 @@ from ledger.exits import EXIT_FAILED, fail
 from ledger.flags import DataDir, Dsn, settings_of
 from ledger.migrations import require_migrated
 from ledger.settings import Settings
-from ledger.tables import table_of
+from ledger.tables import screen, table_of
 from ledger.terminal import quoted
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def list_(dsn: Dsn = None, data_dir: DataDir = None, as_json: Json = False) -> N
     for each in listed:
         moments = f"{each.created_at:%Y-%m-%d %H:%M}", each.created_by, f"{each.expires_at:%Y-%m-%d %H:%M}"
         table.add_row(each.token_id, each.name, ",".join(each.roles), ",".join(each.ledgers), each.state, *moments)
-    Console(width=None if Console().is_terminal else 200).print(table)
+    screen().print(table)
 
 
 @app.command()

@@ -6,7 +6,6 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ledger.bars import Bars
 from ledger.database import reached
@@ -14,7 +13,7 @@ from ledger.exits import EXIT_FAILED, fail
 from ledger.flags import DataDir, Dsn, LedgerName, settings_of
 from ledger.migrations import require_migrated
 from ledger.postgres import Role, connect
-from ledger.tables import table_of
+from ledger.tables import screen, table_of
 
 app = typer.Typer(help="The read models: how far they have come, and how to make them anew.", no_args_is_help=True)
 
@@ -46,7 +45,7 @@ def status(
         for each in followers:
             lag = f"{each.lag_events:,}", f"{each.lag_s:,.1f}"
             table.add_row(each.name, f"{each.position:,}", f"{each.head:,}", *lag)
-        Console().print(table)
+        screen().print(table)
     stopped = [f"{each.name} has stopped: {each.failure}" for each in followers if each.failure]
     if lag_most_s is not None:
         stopped += [f"{each.name} is {each.lag_s:,.1f} s behind" for each in followers if each.lag_s > lag_most_s]

@@ -20,15 +20,13 @@ from ledger.console.options import Expect, MinPosition, ValidateOnly
 from ledger.exits import EXIT_FAILED
 from ledger.flags import LedgerName, Server, TrustedKey, settings_of, trusted_key
 from ledger.settings import Settings
+from ledger.tables import screen
 from ledger.v1.ledger_pb2 import SortOrder
 
 if TYPE_CHECKING:
     from ledger.audit.note import PublicKey
 
 PAGE_MOST: Final = 1_000
-
-WIDE: Final = 10_000
-"""Columns of what is printed: a row is one line, whole, wherever it goes. A terminal breaks it where it has to."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the response of the API as JSON, and nothing else.")]
 
@@ -60,7 +58,7 @@ class Call:
         if self.as_json:
             typer.echo(as_json())
         else:
-            shown(Console(highlight=False, width=WIDE))
+            shown(screen())
 
     def _print(self, response: Any, shown: Callable[[Console, Any], None]) -> None:
         def as_json() -> str:

@@ -568,6 +568,9 @@ def test_tokens_are_listed_without_what_could_be_used(guarded: Guarded, tokens: 
     valid_for = datetime.fromisoformat(found["expires_at"]) - datetime.fromisoformat(found["created_at"])
     assert (found["state"], round(valid_for.total_seconds() / 3600)) == ("revoked", 12)
 
+    narrow = run_ledger("token", "list", *guarded.server.where, FORCE_COLOR="1", COLUMNS="40").stdout
+    assert line.rstrip() in narrow  # By an id that is cut off nothing can be revoked.
+
     with psycopg.connect(guarded.server.dsn()) as connection:
         rows = connection.execute("SELECT tokens::text FROM callers.tokens").fetchall()
     for each in (token, *tokens.values()):

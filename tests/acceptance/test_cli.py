@@ -928,7 +928,7 @@ def test_a_role_reads_and_changes_nothing(role: str, reads_log: bool, running: R
 def test_the_read_models_can_be_looked_at_and_made_anew_beside_a_server(running: Running, shell: Shell) -> None:
     """Status and rebuild, for people and as JSON; a row that differs is named, swapped away, and ends with 1."""
     where = ["--data-dir", running.data_dir]
-    status = shell("projections", "status", *where)
+    status = shell("projections", "status", *where, COLUMNS="40")
     assert status.code == 0, status.err
     assert "read_models" in status.out
     (follower,) = json.loads(shell("projections", "status", *where, "--json").out)
