@@ -9,6 +9,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -205,6 +207,25 @@ def test_the_client_prints_what_its_comment_says(shown: Shown) -> None:
     assert promised
     assert shown.run(sys.executable, "-c", client).splitlines() == promised
     assert shown.run(sys.executable, "-c", client).splitlines() == promised  # ids are idempotency keys
+
+
+def test_the_client_is_checked_by_the_types_that_come_along(tmp_path: Path) -> None:
+    """Where the ledger is installed, as whoever writes a client has it, and not the folder that mypy is started in."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(tmp_path / "venv")}))
+    (packages / "ledger").symlink_to(ROOT / "ledger")
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    (tmp_path / "client.py").write_text(blocks("python")[-1])
+    python = tmp_path / "venv" / "bin" / "python"
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "client.py"],
+        cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": "", "MYPY_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.stdout == "Success: no issues found in 1 source file\n", checked.stdout + checked.stderr
 
 
 def test_psql_shows_the_balances(shown: Shown) -> None:
