@@ -13,6 +13,7 @@ A *version* counts the events of one account or payment: 1, 2, 3 ...
 MONEY
 
 Amounts are whole minor units (cents, pence, yen) in an int64, never fractions.
+They may be more than 2^53: in JavaScript take them as strings or bigints. In JSON they are strings.
 An amount that you send is a `Money`, with its currency.
 An amount that you receive inside a message with one `currency_code` is a plain int64 in minor units of it.
 Every amount that moves is 1 to 10^18. No posted, reserved or limit ever goes beyond 10^18 in absolute value.
@@ -43,22 +44,27 @@ It comes with status OK, state DECLINED and a `decline_reason`. It is recorded a
 To try again, use a new id. Always look at `state`, not only at the status.
 
 An *error* is a gRPC status other than OK. Nothing was recorded and no id is used up, save where it is said below.
-It carries a `google.rpc.ErrorInfo`: a stable `reason`, the domain `ledger`, and the details as metadata.
+It carries a `google.rpc.ErrorInfo`: a stable `reason`, the domain `ledger`, and the details as metadata. One without
+is gRPC's own, made in the client, in the server or between them.
 
   status               what it means                                        what to do
   INVALID_ARGUMENT     malformed; `google.rpc.BadRequest` names the fields  fix the request
+  UNAUTHENTICATED      the server asks for tokens, and got no valid one     send `authorization: Bearer TOKEN`
+  PERMISSION_DENIED    the token is not for that rpc, or for that ledger    take another token
   ALREADY_EXISTS       the id is used, with another field or caller         compare, or choose a new id
   NOT_FOUND            no such ledger, account, payment or transfer         create it first
   FAILED_PRECONDITION  the state of the thing forbids it                    a retry helps only if the state changes
   ABORTED              a `Precondition` failed, or the atomic batch did     read again, decide again
   OUT_OF_RANGE         a position above the head                            ask for one that exists
   RESOURCE_EXHAUSTED   too much at once                                     wait as `google.rpc.RetryInfo` says,
-                                                                            then send the same again
+                                                                            then send the same again;
+                       without RetryInfo: a request or answer too large     send less at a time
   UNAVAILABLE          the database or a read model is away or behind       send the same again, with a pause
   UNIMPLEMENTED        this server does not do that yet                     leave it out
 
 Some failures leave open whether a write was recorded: reason OUTCOME_UNKNOWN, a lost connection, DEADLINE_EXCEEDED,
-CANCELLED, UNKNOWN, INTERNAL. Send the same request with the same ids again: its answer tells.
+CANCELLED, UNKNOWN, INTERNAL, an answer that is too large. Send the same request with the same ids again: its answer
+tells.
 Reason NOT_RECORDED says that nothing was recorded.
 
 Reasons of FAILED_PRECONDITION (there may be more one day: then go by the status):

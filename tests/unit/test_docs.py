@@ -78,6 +78,13 @@ def test_a_reason_is_as_the_table_says(reason: str) -> None:
     assert meaning
 
 
+def test_every_status_is_in_the_table_of_the_contract() -> None:
+    """An integrator who reads the contract alone knows what may come."""
+    contract = (ROOT / "proto" / "ledger" / "v1" / "ledger.proto").read_text()
+    rules, _ = contract.split("\nsyntax = ")
+    assert {each.name for each in STATUS.values()} - set(re.findall(r"\w+", rules)) == set()
+
+
 def test_every_decline_reason_is_in_the_table() -> None:
     """With what to do."""
     declines = {row[0].strip("`"): row for row in rows_of("refusals.md", "Decline reasons")}
