@@ -20,6 +20,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from ledger.settings import Settings, is_loopback, variable
+from ledger.tls import TlsFiles, TlsUnusable
 from ledger.v1 import account_pb2, account_pb2_grpc, batch_pb2, batch_pb2_grpc
 
 PATIENCE_S: Final = 60.0
@@ -94,8 +95,17 @@ class Target:
         return grpc.intercept_channel(channel, _SendsToken(self.token)) if self.token else channel
 
     def _credentials(self, ca: str) -> grpc.ChannelCredentials:
+        """Of files that are looked at first: of what gRPC can't use it would only say that nobody answers."""
+        root_certificates = None if ca == "public" else _read(Path(ca))
+        if root_certificates is not None and b"-----BEGIN CERTIFICATE-----" not in root_certificates:
+            raise NoAnswer(f"{ca} has no certificate in PEM")
+        try:
+            if self.client_cert is not None and self.client_key is not None:
+                TlsFiles(self.client_cert, self.client_key).read()
+        except TlsUnusable as error:
+            raise NoAnswer(str(error)) from error
         return grpc.ssl_channel_credentials(
-            root_certificates=None if ca == "public" else _read(Path(ca)),
+            root_certificates=root_certificates,
             private_key=None if self.client_key is None else _read(self.client_key),
             certificate_chain=None if self.client_cert is None else _read(self.client_cert),
         )
@@ -140,6 +150,8 @@ def _advice(target: Target, problem: str) -> str:
         return f"its certificate is not one that {target.ca} vouches for"
     if "Hostname Verification" in problem or "Peer name" in problem:
         return "its certificate is not for that name"
+    if "lookup" in problem or "resolv" in problem:
+        return "no address was found for that name"
     if "refused" in problem:
         return "is `ledger serve` running there?"
     if target.ca is not None:

@@ -489,6 +489,9 @@ def test_a_server_with_authorities_of_clients_lets_in_their_certificates_only(tm
         for refused in (run_ledger(*command, **known), run_ledger(*command, **known, **certificate(others))):
             assert refused.returncode == 3
             assert "set LEDGER_CLIENT_CERT" in refused.stderr
+        mixed = certificate(files) | {"LEDGER_CLIENT_KEY": str(others.client_key)}
+        unusable = run_ledger(*command, **known, **mixed)
+        assert (unusable.returncode, f"{others.client_key} is not the key of" in unusable.stderr) == (3, True)
 
 
 def test_a_server_whose_certificate_has_expired_does_not_start(tmp_path: Path, server: LedgerServer) -> None:

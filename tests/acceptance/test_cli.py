@@ -312,6 +312,8 @@ REFUSALS: Final = [
     Refusal(
         3, "LEDGER_TOKEN gives is not a token.*Nothing was sent", ["account", "list"], {"LEDGER_TOKEN": f"a {SESAME}"}
     ),
+    Refusal(3, "README.md has no certificate in PEM", ["account", "list"], {"LEDGER_CA": str(ROOT / "README.md")}),
+    Refusal(3, "no address was found for that name", ["account", "list", "--server", "ledger.invalid:50051"]),
     Refusal(3, "can't read none.token", ["account", "list"], {"LEDGER_TOKEN_FILE": "none.token"}),
     Refusal(
         3,
