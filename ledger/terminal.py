@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
 from typing import Final
 
 _QUOTED_LENGTH: Final = 60
@@ -23,6 +24,7 @@ def have_standard_streams() -> None:
     """Give a program that was started without one of the three (as by `2>&-`) one that leads nowhere.
 
     Else the next file or connection that it opens would take the number, and have lines for people written into it.
+    And let none of them lack a letter: what was done must not end like a failure because of how a terminal writes.
     """
     for number in range(3):
         try:
@@ -32,6 +34,8 @@ def have_standard_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # As stderr does by itself.
 
 
 def lose_output() -> None:

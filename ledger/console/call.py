@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -52,9 +50,6 @@ class Call:
 
     def show(self, as_json: Callable[[], str], shown: Callable[[Console], None]) -> None:
         """Print an answer: as JSON if it was asked for, or for people."""
-        if isinstance(sys.stdout, TextIOWrapper):
-            # What was done must not end like a failure because a terminal lacks a letter.
-            sys.stdout.reconfigure(errors="backslashreplace")
         if self.as_json:
             typer.echo(as_json())
         else:

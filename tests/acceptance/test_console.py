@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import socket
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -15,7 +18,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import Parse
 from google.protobuf.message import Message
-from serving import LedgerServer, run_ledger
+from serving import LEDGER, ROOT, LedgerServer, environment, run_ledger
 from test_api import (
     Client,
     at,
@@ -89,14 +92,14 @@ class Shell:
     def __init__(self, server: LedgerServer, client: Client) -> None:
         self._server, self._client = server, client
 
-    def __call__(self, line: str, charset: str = "utf-8") -> Ended:
+    def __call__(self, line: str) -> Ended:
         """What came of `ledger` with this line after it, asked of the test's server."""
         where = ["--server", self._server.address, "--ledger", self._server.ledger]
-        return self.anywhere(line, *where, charset=charset)
+        return self.anywhere(line, *where)
 
-    def anywhere(self, line: str, *where: str, charset: str = "utf-8", **env: str) -> Ended:
+    def anywhere(self, line: str, *where: str, **env: str) -> Ended:
         words = [self._client.name(each) for each in shlex.split(line)]
-        result = CliRunner(charset).invoke(app, [*words[:2], *where, *words[2:]], env=env)
+        result = CliRunner().invoke(app, [*words[:2], *where, *words[2:]], env=env)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
         return Ended(result.exit_code, self._plain(result.stdout), self._plain(result.stderr))
 
@@ -726,16 +729,6 @@ def test_texts_of_others_can_not_play_with_the_terminal(funded: Client, shell: S
     assert r"metadata \u202eevil=\x07" in shown
 
 
-def test_a_letter_that_an_encoding_lacks_is_escaped(funded: Client, shell: Shell) -> None:
-    """A command that was done does not end like a failure for how its answer would look."""
-    position = funded(authorize("order~", reference="Müller")).position
-
-    shown = shell(f"payment show order~ --min-position {position}", charset="ascii")
-
-    assert (shown.code, shown.err) == (0, "")
-    assert r"reference M\xfcller" in shown.lines
-
-
 # --- wrong usage -----------------------------------------------------------------------------------------------------
 
 AUTHORIZE: Final = "payment authorize order~ --from alice~ --to shop~"
@@ -881,6 +874,31 @@ def test_a_process_keeps_its_streams_apart(server: LedgerServer, funded: Client)
     assert shown.returncode == 0
     assert "amount captured    10.00 EUR" in shown.stdout
     assert "\x1b" not in shown.stdout
+
+
+def test_a_letter_that_an_encoding_lacks_is_escaped(server: LedgerServer, funded: Client, tmp_path: Path) -> None:
+    """A command that was done does not end like a failure for how its answer would look."""
+    position = funded(authorize("order~", reference="Müller")).position
+    where = ("--server", server.address, "--ledger", server.ledger, "--min-position", position)
+    shown = run_ledger("payment", "show", funded.name("order~"), *where, PYTHONIOENCODING="ascii")
+    made = run_ledger("backup", tmp_path / "für-später", *server.where, PYTHONIOENCODING="ascii")
+
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert re.search(r"^reference +M\\xfcller *$", shown.stdout, re.MULTILINE)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert r"f\xfcr-sp\xe4ter (" in made.stdout
+
+
+@pytest.mark.parametrize("line", ["account list", "healthcheck"])
+def test_a_reader_that_is_gone_is_told_nothing(line: str, server: LedgerServer) -> None:
+    """As behind `| head`: no traceback, whoever notices."""
+    command = [*LEDGER, *line.split(), "--server", server.address]
+    env = environment() | {"LEDGER_LEDGER": server.ledger, "PYTHONUNBUFFERED": ""}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        ended = subprocess.run(command, cwd=ROOT, env=env, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("group", ["account", "payment", "transfer"])
