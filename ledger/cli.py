@@ -311,13 +311,14 @@ def import_command(
     """Bring a history along: accounts and movements from CSV files. Can be stopped and run again."""
     from ledger.client import NoAnswer, Target
     from ledger.importer import CannotImport, run_import
+    from ledger.rejects import RejectsUnwritable
 
     settings = settings_of(server=server, ledger=ledger)
     try:
         summary = run_import(accounts, movements, target=Target.of(settings), ledger=settings.ledger, console=Console())
     except CannotImport as error:
         fail(str(error), EXIT_USAGE)
-    except NoAnswer as error:
+    except (NoAnswer, RejectsUnwritable) as error:
         fail(str(error))
     except KeyboardInterrupt:
         fail("stopped; run it again to go on where it stopped", EXIT_FAILED)

@@ -112,7 +112,7 @@ class Gate:
         return self._callers.caller(_token(incoming.metadata))
 
     def admit(self, rpc: str, kind: Kind, incoming: Incoming, commands: int, *, is_stream: bool) -> Call:
-        """Let a call in. `commands` are those in it, or 1 for a query.
+        """Let a call in. `commands` are those in it, or 1 for a query. A batch of none costs as much as one.
 
         Raises Unauthenticated, CallersUnavailable, PermissionDenied, TooManyCalls, RateExceeded or DeadlinePassed.
         """
@@ -121,7 +121,7 @@ class Gate:
         if self.is_full(kind):
             raise TooManyCalls(**self.full[kind].details)
         if self._rate is not None:
-            self._rate.take(caller.name, commands)
+            self._rate.take(caller.name, max(commands, 1))
         deadline = self._deadline(incoming.time_left_s, is_stream=is_stream)
         with self._lock:
             self._inside[kind] += 1

@@ -64,8 +64,8 @@ def run_import(
     """Import two files into a ledger of a running server, and print how it went.
 
     Rows that are declined or refused go with their reasons into a file beside each input, or in the folder `rejects`.
-    Raises CannotImport if it can't run or go on, NoAnswer if no server answers (any more). Whatever ended it, running
-    it again does nothing twice.
+    Raises CannotImport if it can't run or go on, NoAnswer if no server answers (any more), RejectsUnwritable. Whatever
+    ended it, running it again does nothing twice.
     """
     try:
         with ExitStack() as stack:

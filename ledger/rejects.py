@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -17,6 +19,10 @@ REASON_COLUMNS: Final = ("line", "outcome", "reason")
 def rejects_path(source: CsvFile, folder: Path | None) -> Path:
     """Where the rejected rows of a file go: beside it, or into a folder."""
     return (folder or source.path.parent) / f"{source.path.stem}.rejected.csv"
+
+
+class RejectsUnwritable(Exception):
+    """Why rejected rows can't be written down any more; the message is for whoever imports."""
 
 
 class RejectsFile:
@@ -38,7 +44,9 @@ class RejectsFile:
         self._writer.writerow([*source.columns, *REASON_COLUMNS])
 
     def add(self, row: Row, outcome: str, reason: str) -> None:
-        self._writer.writerow([*row.cells, row.line, outcome, reason])
+        """Raises RejectsUnwritable."""
+        with self._writing():
+            self._writer.writerow([*row.cells, row.line, outcome, reason])
         self.rows += 1
 
     def __enter__(self) -> Self:
@@ -48,12 +56,27 @@ class RejectsFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with self._file:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            if kind is None and self.rows:
-                self._partial.replace(self.path)
-            elif kind is None:
-                self.path.unlink(missing_ok=True)
+            if kind is None:
+                self._put_in_place()
         finally:
+            with suppress(OSError):  # Of what a full disk had no room for it would be told a second time.
+                self._file.close()
             self._partial.unlink(missing_ok=True)
+
+    def _put_in_place(self) -> None:
+        with self._writing():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            if self.rows:
+                self._partial.replace(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RejectsUnwritable(
+                f"can't write {self.path}: {error.strerror}. What was done stays done: when there is room, run it again"
+            ) from error

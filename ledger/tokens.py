@@ -33,6 +33,8 @@ REFRESH_S: Final = 1.0
 STALE_S: Final = 30.0
 """How old that knowledge may get while the database is away. After that nobody is let in."""
 
+_ROLES: Final = {role.value: role for role in Role}
+
 log = structlog.get_logger(__name__)
 _SQL: Final = sql_blocks("ledger.sql", "tokens.sql")
 
@@ -184,7 +186,9 @@ class TokenBook:
 def _known(
     name: str, roles: list[str], ledgers: list[str], expires_at: datetime, revoked_at: datetime | None
 ) -> _Known:
-    return _Known(Caller(name, frozenset(map(Role, roles)), frozenset(ledgers)), expires_at, revoked_at is not None)
+    # A newer release may have made a token for a role that this one has nothing for.
+    roles_here = frozenset(_ROLES[each] for each in roles if each in _ROLES)
+    return _Known(Caller(name, roles_here, frozenset(ledgers)), expires_at, revoked_at is not None)
 
 
 def _hash(token: str) -> bytes:

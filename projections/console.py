@@ -9,7 +9,7 @@ import typer
 
 from ledger.bars import Bars
 from ledger.database import reached
-from ledger.exits import EXIT_FAILED, fail
+from ledger.exits import EXIT_FAILED, fail, undo_when_told_to_end
 from ledger.flags import DataDir, Dsn, LedgerName, settings_of
 from ledger.migrations import require_migrated
 from ledger.postgres import Role, connect
@@ -68,6 +68,7 @@ def rebuild(
     from projections.rebuild import Rebuild, RebuildImpossible
 
     settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
+    undo_when_told_to_end()
     with reached(settings) as database, Bars() as bars:
         require_migrated(database, settings.ledger, Role.OWNER)
         try:
@@ -79,6 +80,8 @@ def rebuild(
                 position = building.position
         except RebuildImpossible as error:
             fail(str(error))
+        except KeyboardInterrupt:
+            fail("stopped; what was not swapped in by then was removed", EXIT_FAILED)
     swapped = None if check else position
     if as_json:
         differences = [each._asdict() for each in comparison.differences]

@@ -64,10 +64,11 @@ class KeyFiles:
     def prepare_next(self) -> SigningKey:
         """Make the key that is to follow, if that wasn't done; the signer introduces it with its next head."""
         self.key()
-        if self._next.exists():
-            return _read(self._next, self.name)
-        _keep(self._next, key := _new(self.name))
-        return key
+        with self.locked():
+            if self._next.exists():
+                return _read(self._next, self.name)
+            _keep(self._next, key := _new(self.name))
+            return key
 
     def public_keys(self) -> list[PublicKey]:
         """The public halves of `signing_keys`."""

@@ -19,7 +19,7 @@ from ledger.client import Target
 from ledger.csv_rows import ACCOUNT_COLUMNS, MOVEMENT_COLUMNS, CsvFile
 from ledger.import_report import ImportSummary
 from ledger.importer import COMMANDS_PER_BATCH, CannotImport, run_import
-from ledger.rejects import RejectsFile
+from ledger.rejects import RejectsFile, RejectsUnwritable
 
 DAY = "2024-01-31T12:00:00Z"
 
@@ -382,7 +382,7 @@ def test_rejected_rows_that_can_not_be_put_in_place_leave_no_file(history: Histo
             rejects.add(next(iter(source)), "refused", "amount")
             folder.mkdir()
 
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(RejectsUnwritable, match=re.escape(f"can't write {folder}: Is a directory")):
         reject()
 
     assert sorted(folder.parent.iterdir()) == sorted([history.accounts, history.movements, folder])
@@ -516,6 +516,24 @@ def test_the_command_says_when_there_is_no_server(
 
     assert failed.returncode == 3
     assert failed.stderr == "ledger: no ledger answers at 127.0.0.1:1: is `ledger serve` running there?\n"
+
+
+def test_the_command_says_when_rejected_rows_can_not_be_written(history: History) -> None:
+    """As when the disk is full, here for files of more than 4 KiB: what file, and that the import can be run again."""
+    history.write(PEOPLE, [f"t{number}~,{DAY},transfer,bank~,alice~,ten,{'x' * 90}" for number in range(100)])
+    command = [*LEDGER, "import", str(history.accounts), str(history.movements)]
+    where = ["--server", history.server.address, "--ledger", history.server.ledger]
+    limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "-", *command, *where]
+    failed = subprocess.run(limited, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    rejects = history.movements.with_name("movements.rejected.csv")
+
+    assert failed.returncode == 3
+    assert failed.stderr.endswith(
+        f"ledger: can't write {rejects}: File too large. What was done stays done: when there is room, run it again\n"
+    )
+    assert sorted(rejects.parent.iterdir()) == sorted([history.accounts, history.movements])
+    assert history.run().complete is False
+    assert len(history.rejected(history.movements)) == 100
 
 
 def test_a_terminal_shows_how_far_it_is(history: History) -> None:

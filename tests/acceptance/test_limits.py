@@ -194,6 +194,12 @@ def test_a_caller_who_asks_for_too_much_is_refused_and_later_is_not(tmp_path: Pa
         eventually(lambda: reason_of(client, authorize("q~", 1)) is None)
 
 
+def test_batches_of_nothing_are_counted_as_well(tmp_path: Path, tag: str) -> None:
+    """Else a caller could have the server busy with them beyond any rate."""
+    with serving(tmp_path, LEDGER_RATE_PER_S="1", LEDGER_RATE_BURST="20") as server, client_of(server, tag) as client:
+        eventually(lambda: reason_of(client, batch()) == "RATE_EXCEEDED")
+
+
 def test_a_call_without_a_deadline_has_one(tmp_path: Path, tag: str) -> None:
     """What waits in vain is answered in the end, and was not done: the client that set no deadline is told."""
     with serving(tmp_path, LEDGER_DEADLINE_DEFAULT_S="0.3") as server, client_of(server, tag) as client:

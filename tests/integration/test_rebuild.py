@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +44,12 @@ def rebuilt(dsn: str, ledger: str) -> rebuild.Comparison:
 def schemas_of_rebuilds(dsn: str) -> list[Any]:
     with psycopg.connect(dsn) as connection:
         return connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'rebuil%'").fetchall()
+
+
+def waits_for_lock(dsn: str, name: str) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(query, [name]).fetchone() == (1,)
 
 
 def indexes_of(dsn: str, ledger: str) -> list[Any]:
@@ -219,6 +227,23 @@ def test_only_one_rebuild_of_a_ledger_at_a_time(dsn: str, ledger: str, living: H
     assert check_read_models(dsn, ledger) == living.head
 
 
+def test_a_rebuild_that_is_told_to_end_leaves_nothing(dsn: str, ledger: str, living: History) -> None:
+    """Tables as large as the read models would stay until the next one. Timers and containers send no other signal."""
+    before = tables(dsn, ledger)
+    command = [sys.executable, "-m", "ledger.cli", "projections", "rebuild", "--dsn", dsn, "--ledger", ledger]
+    with connect(dsn, ledger, "test") as analyst, analyst.transaction():
+        analyst.execute("LOCK TABLE entries IN ACCESS SHARE MODE")
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            eventually(lambda: waits_for_lock(dsn, f"rebuild-{ledger}"))
+            process.terminate()
+            assert (
+                process.communicate(timeout=30)[1] == "ledger: stopped; what was not swapped in by then was removed\n"
+            )
+            assert process.returncode == 1
+    assert schemas_of_rebuilds(dsn) == []
+    assert tables(dsn, ledger) == before
+
+
 def test_what_a_killed_rebuild_left_is_cleared_away(dsn: str, ledger: str, living: History) -> None:
     """Its session ended in the middle: the next rebuild begins anew."""
     building = Rebuild(dsn, ledger).__enter__()
@@ -273,13 +298,8 @@ def test_analysts_who_come_during_the_swap_wait_for_its_end(
     dsn: str, ledger: str, living: History, view: str, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A query has its view before the table under it: it must not hold what the swap goes on to ask for."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
     pauses: list[float] = []
     monkeypatch.setattr(rebuild, "sleep", pauses.append)
-
-    def waits(name: str) -> bool:
-        with psycopg.connect(dsn) as watcher:
-            return watcher.execute(waiting, [name]).fetchone() == (1,)
 
     def look() -> Any:
         with connect(dsn, ledger, f"look-{ledger}", Role.ANALYST) as analyst:
@@ -290,9 +310,9 @@ def test_analysts_who_come_during_the_swap_wait_for_its_end(
         with holder.transaction():
             holder.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE".encode())
             swapping = others.submit(building.swap)
-            eventually(lambda: waits(f"rebuild-{ledger}") or pauses)
+            eventually(lambda: waits_for_lock(dsn, f"rebuild-{ledger}") or pauses)
             looking = others.submit(look)
-            eventually(lambda: waits(f"look-{ledger}") or looking.done())
+            eventually(lambda: waits_for_lock(dsn, f"look-{ledger}") or looking.done())
         assert looking.result() == (True,)
         swapping.result()
 

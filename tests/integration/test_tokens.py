@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 
+import psycopg
 import pytest
 
 from ledger.callers import Caller, CallersUnavailable, Role, Unauthenticated
@@ -60,6 +61,27 @@ def test_what_is_known_of_tokens_holds_only_so_long(tmp_path: Path) -> None:
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running
+
+    with EmbeddedPostgres(tmp_path) as postgres:
+        migrate(postgres.dsn, "main")
+        asyncio.run(live(postgres))
+
+
+def test_a_role_that_a_newer_release_knows_locks_nobody_out(tmp_path: Path) -> None:
+    """While its servers replace the older ones: a token for it alone may do nothing here, and others go on."""
+
+    async def live(postgres: EmbeddedPostgres) -> None:
+        tokens = Tokens(postgres.dsn, "main")
+        newer, bob = (tokens.create(name, [Role.AUDITOR], ["main"], timedelta(days=1)) for name in ("newer", "bob"))
+        book = TokenBook(postgres.dsn, "main")
+        with psycopg.connect(postgres.dsn, autocommit=True) as owner:
+            owner.execute("ALTER TABLE callers.tokens DROP CONSTRAINT tokens_roles_are_known")
+            owner.execute("ALTER TABLE callers.tokens DISABLE TRIGGER USER")
+            owner.execute("UPDATE callers.tokens SET roles = '{astronaut}' WHERE name = 'newer'")
+        await book.open()
+        assert book.caller(newer).roles == frozenset()
+        assert book.caller(bob).roles == {Role.AUDITOR}
+        await book._disconnect()
 
     with EmbeddedPostgres(tmp_path) as postgres:
         migrate(postgres.dsn, "main")
