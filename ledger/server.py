@@ -46,6 +46,7 @@ from projections.queries import Queries
 
 GRACE_S: Final = 5.0
 PENDING_MOST: Final = 128
+PING_LEAST_MS: Final = 1_000
 _HEALTH_POLL_S: Final = 0.1
 _START_POLL_S: Final = 0.01
 _LISTEN_WITHIN_S: Final = 3.0
@@ -193,6 +194,10 @@ def _start_grpc(
         # Without this a second server on the same port would start without a word and swallow connections.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.message_most_bytes),
+        # gRPC hangs up on who pings more often than every 5 minutes, or every 2 hours where no call is under way. But
+        # clients do so every 10 s, to learn whether a connection on which nothing comes is still there.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_LEAST_MS),
         # Calls beyond those that GrpcServer has room for: from so many on gRPC cuts off some, from twice as many all.
         ("grpc.server.max_pending_requests", PENDING_MOST),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MOST),

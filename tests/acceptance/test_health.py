@@ -7,10 +7,11 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Final
@@ -23,7 +24,7 @@ from grpc import StatusCode
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from serving import LEDGER, LedgerServer, environment, eventually, run_ledger, serving
+from serving import HAPPENS_WITHIN_S, LEDGER, LedgerServer, environment, eventually, run_ledger, serving
 from test_api import (
     RPCS,
     Client,
@@ -41,8 +42,10 @@ from test_api import (
 from test_cli import turn_held
 from test_metrics import scrape
 
+from bench import frames
 from ledger.cli import prepare
 from ledger.embedded import EmbeddedPostgres, running_dsn
+from ledger.server import PING_LEAST_MS
 from ledger.stall import STALL_S
 from ledger.v1.account_pb2 import ACCOUNT_KIND_EXTERNAL, GetAccountRequest
 from ledger.v1.audit_pb2 import ReadEventsRequest
@@ -576,3 +579,25 @@ def test_a_log_that_lost_its_tail_stops_writes(postgres: EmbeddedPostgres, tmp_p
         eventually(lambda: health(client.channel, *WRITE) == {NOT_SERVING})
         with psycopg.connect(postgres.dsn, options=f"-c search_path=ledger_cut_{tag}") as connection:
             assert connection.execute("SELECT max(position) FROM events").fetchone() == (head - 1,)
+
+
+def test_a_client_may_ask_now_and_then_whether_the_connection_is_still_there(server: LedgerServer) -> None:
+    """By pings, as gRPC's keepalive sends them: every ten seconds, here every second, also while it calls nothing."""
+    host, port = server.address.split(":")
+    pings, came, rest = [bytes([number] * 8) for number in range(5)], [], b""
+    with socket.create_connection((host, int(port)), timeout=HAPPENS_WITHIN_S) as connection:
+        connection.sendall(frames.PREFACE + frames.settings({}))
+        for ping in pings:
+            connection.settimeout(PING_LEAST_MS / 1_000 + 0.05)
+            with suppress(TimeoutError):  # Until nothing has come for so long.
+                while data := connection.recv(65_536):
+                    found, rest = frames.split(rest + data)
+                    came += found
+            connection.sendall(frames.frame(frames.PING, 0, 0, ping))
+        connection.settimeout(HAPPENS_WITHIN_S)
+        while (frames.PING, frames.ACK, 0, pings[-1]) not in came:
+            data = connection.recv(65_536)
+            assert data, "the server hung up"
+            found, rest = frames.split(rest + data)
+            came += found
+    assert frames.GOAWAY not in {kind for kind, *_ in came}
