@@ -732,32 +732,42 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def verdict(asked: argparse.Namespace) -> tuple[int, list[str]]:
+    """The exit code, and what is to be said of it. What it can't read or write raises OSError."""
+    trusted = None if asked.public_key is None else key_of(asked.public_key)
+    kept = Note.from_text(text_in(asked.head)) if asked.head else None
+    with asked.bundle.open("rb") as file:
+        seen = Verification(Bundle(file), trusted, kept, asked.inclusion)
+        try:
+            seen.run()
+        except Wrong as error:
+            return WRONG, [f"WRONG: {seen.where()}: {error}", "Nothing after that was looked at."]
+        finally:
+            show_progress("")
+    there, size = asked.inclusion <= seen.tree.size, seen.tree.size
+    require(there, "what is in it is right, but it has no position {}: it has {} events", asked.inclusion, size)
+    if asked.save_head:
+        asked.save_head.write_text(seen.head_note, encoding="utf-8")
+    return VERIFIED, list(report(seen))
+
+
 def main() -> int:
     asked = arguments()
     try:
-        trusted = None if asked.public_key is None else key_of(asked.public_key)
-        kept = Note.from_text(text_in(asked.head)) if asked.head else None
-        with asked.bundle.open("rb") as file:
-            seen = Verification(Bundle(file), trusted, kept, asked.inclusion)
-            try:
-                seen.run()
-            except Wrong as error:
-                print(f"WRONG: {seen.where()}: {error}\nNothing after that was looked at.")
-                return WRONG
-            finally:
-                show_progress("")
-        there, size = asked.inclusion <= seen.tree.size, seen.tree.size
-        require(there, "what is in it is right, but it has no position {}: it has {} events", asked.inclusion, size)
-        if asked.save_head:
-            asked.save_head.write_text(seen.head_note, encoding="utf-8")
+        code, lines = verdict(asked)
     except OSError as error:
         print(f"verify_bundle: {error.filename or asked.bundle}: {error.strerror}", file=sys.stderr)
         return USAGE
     except (Wrong, ValueError) as error:
         print(f"verify_bundle: {error}", file=sys.stderr)
         return USAGE
-    print(*report(seen), sep="\n")
-    return VERIFIED
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as error:
+        sys.stdout = None  # Else it is tried again at the end, and that is the exit code.
+        print(f"verify_bundle: can't write what it found: {error.strerror}", file=sys.stderr)
+        return USAGE
+    return code
 
 
 if __name__ == "__main__":

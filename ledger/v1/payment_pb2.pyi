@@ -818,7 +818,7 @@ class GetPaymentRequest(_message.Message):
     @_builtins.property
     def recorded_at(self) -> _timestamp_pb2.Timestamp:
         """The events recorded up to this time, inclusive. The answer's `position` says which was the last.
-        A time to come means now.
+        A time to come means now. Of the last moment more may still be recorded: to see the same again, give that position.
         """
 
     def __init__(

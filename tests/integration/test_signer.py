@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from threading import Thread
 from typing import Any, Final
 
 import psycopg
@@ -621,3 +622,23 @@ def test_who_comes_second_with_a_number_starts_over(
     late.stop()
     sign()
     check_heads(db, files.public_keys())
+
+
+def test_two_who_ask_for_the_next_key_at_once_are_given_the_same(tmp_path: Path) -> None:
+    """Else one of them would have made another known than that which is kept."""
+    files = KeyFiles(tmp_path / "tree.key", "ledger/main")
+    files.make()
+    given: list[PublicKey] = []
+    asking = [Thread(target=lambda: given.append(files.prepare_next().public)) for _ in range(2)]
+
+    def wait_for_it() -> int:
+        lock = f":{(tmp_path / 'tree.key.lock').stat().st_ino} "
+        return sum("->" in line and lock in line for line in Path("/proc/locks").read_text().splitlines())
+
+    with files.locked():
+        for each in asking:
+            each.start()
+        eventually(lambda: wait_for_it() == 2)
+    for each in asking:
+        each.join()
+    assert given == [files.prepare_next().public] * 2

@@ -905,6 +905,16 @@ def test_it_ends_with_2_when_it_could_not_be_tried(run: Callable[..., Ended], ar
     assert "Errno" not in ended.err
 
 
+@pytest.mark.parametrize("bundle", ["main.bundle", "damaged.bundle"])
+def test_what_can_not_be_written_is_no_verdict(run: Callable[..., Ended], bundle: str, tmp_path: Path) -> None:
+    """As when the disk is full: 1 would say that something is wrong."""
+    command = [sys.executable, "-I", str(PROGRAM), bundle]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.stderr == "verify_bundle: can't write what it found: No space left on device\n"
+    assert ended.returncode == 2
+
+
 def test_it_shows_an_event_and_its_proof(run: Callable[..., Ended]) -> None:
     """Whoever wants to can check it by hand: SHA-256 of 01, left and right, up to the root."""
     shown = run("main.bundle", "--inclusion", "7").out
