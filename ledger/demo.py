@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Final, NamedTuple
@@ -46,6 +46,7 @@ DEPOSIT: Final = 5_000_00
 PAYMENTS: Final = 300
 ONE_TOO_MANY: Final = 199
 TOO_MUCH: Final = 2 * DEPOSIT
+_INTERRUPTED_S: Final = 10.0
 
 
 class LoggedEvent(NamedTuple):
@@ -294,8 +295,14 @@ def _server(folder: Path) -> Iterator[str]:
             if not ready:
                 raise ServerDidNotStart(f"the server did not start: exit code {process.wait()}")
             yield ready.split()[3]
+        except KeyboardInterrupt:
+            # Ctrl-C went to the server as well. Told to end once more, it would not clear away what it has begun.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_INTERRUPTED_S)
+            raise
         finally:
             process.send_signal(signal.SIGTERM)
+            process.wait()
     if process.returncode:
         raise DemoFailed(f"the server stopped with exit code {process.returncode}")
 

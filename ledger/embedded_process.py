@@ -81,6 +81,8 @@ class Program:
         launcher = [sys.executable, "-I", "-S", embedded_launcher.__file__, str(os.getpid())]
         terms = [str(far_end.fileno()) if far_end else "", str(account or ""), str(folder)]
         self._started: queue.SimpleQueue[subprocess.Popen[bytes] | Exception] = queue.SimpleQueue()
+        # Not the thread's own join: one that Ctrl-C breaks off takes the thread for ended (Python up to 3.12).
+        self._ended = threading.Event()
         self._keeper = threading.Thread(
             target=self._keep, args=([*launcher, *terms, *command], output, far_end), daemon=True
         )
@@ -101,8 +103,7 @@ class Program:
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Whether the program has ended, at the latest after `timeout_s` seconds."""
-        self._keeper.join(timeout_s)
-        return not self._keeper.is_alive()
+        return self._ended.wait(timeout_s)
 
     def stop(self) -> None:
         """End the program, cleanly if it lets us."""
@@ -112,6 +113,12 @@ class Program:
                 self.wait(patience_s)
 
     def _keep(self, command: list[str], output: int, far_end: socket.socket | None) -> None:
+        try:
+            self._keep_child(command, output, far_end)
+        finally:
+            self._ended.set()
+
+    def _keep_child(self, command: list[str], output: int, far_end: socket.socket | None) -> None:
         with self._lifeline or contextlib.nullcontext() as lifeline:
             with far_end or contextlib.nullcontext():
                 child = self._spawn(command, output, far_end)

@@ -124,7 +124,8 @@ class FollowerProcess:
 
     def _started(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-m", __name__]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
+        # A group of its own: Ctrl-C is for the server, which tells it to end.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)  # noqa: S603
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # It has ended already: that is seen when it is listened to.
             # Past the buffer: what stays in one would be written when the pipe is closed, and fail there.

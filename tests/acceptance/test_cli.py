@@ -24,7 +24,7 @@ from grpc import StatusCode
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from psycopg import sql
-from serving import ROOT, environment, eventually, free_port
+from serving import HAPPENS_WITHIN_S, ROOT, environment, eventually, free_port
 from test_api import Client, authorize, batch, check_log, leg, opening, refused_by, transfer
 
 from bench import frames
@@ -434,6 +434,26 @@ def test_a_malformed_dsn_for_reads_is_refused_too(migrated: list[str], shell: Sh
     assert SESAME not in ended.err
 
 
+@pytest.mark.parametrize("begun", ["cluster-*/base", "postgres/postmaster.pid"])
+def test_a_demo_that_is_interrupted_leaves_nothing(begun: str, tmp_path: Path) -> None:
+    """By Ctrl-C, which goes to all processes of a terminal, also while the database is still being made."""
+    with subprocess.Popen(
+        [LEDGER, "demo"],
+        cwd=tmp_path,
+        env=environment() | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        eventually(lambda: list(tmp_path.glob(f"ledger-demo-*/{begun}")))
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=HAPPENS_WITHIN_S)
+    assert "Traceback" not in output
+    assert process.returncode in (1, 130)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_demo_whose_server_does_not_start_says_so(shell: Shell) -> None:
     """Here because of a setting in the environment; without a traceback."""
     ended = shell("demo", LEDGER_LOG_LEVEL="loud")
@@ -497,6 +517,20 @@ def test_the_ready_line_tells_the_address_the_ledger_and_the_place(running: Runn
     """One line on stdout and no other; the log is on stderr."""
     form = rf"ledger: serving on 127\.0\.0\.1:\d+ \(ledger main, an embedded Postgres in {running.data_dir}\)\n"
     assert re.fullmatch(form, running.run.out)
+
+
+def test_the_ctrl_c_of_a_terminal_ends_a_server_that_has_just_started(data: Path, launch: Launch) -> None:
+    """It goes to all processes of the terminal's group, and none of them says more of it than the server."""
+    run = serve(launch, data)
+    assert run.address
+    server = psutil.Process(run.process.pid)
+    group = os.getpgid(server.pid)
+    for each in (server, *server.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(each.pid) == group:
+                each.send_signal(signal.SIGINT)
+    assert run.end(STOPS_WITHIN_S) == 0
+    assert not re.search("Traceback|follower_ended", run.err)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])

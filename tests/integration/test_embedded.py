@@ -487,6 +487,18 @@ def test_a_cluster_that_was_half_made_is_made_again(person: Person, tie: str) ->
     assert not list(supervisor.folder.glob("cluster-*"))
 
 
+def test_ctrl_c_while_the_cluster_is_made_is_waited_out(tmp_path: Path) -> None:
+    """Whoever then removes the folder must not find initdb writing to it still."""
+    program = "import sys; from pathlib import Path; from ledger.embedded import EmbeddedPostgres as Postgres\n"
+    program += "try: Postgres(Path(sys.argv[1])).start()\nexcept KeyboardInterrupt: pass"
+    command = [sys.executable, "-c", program, str(tmp_path / "data")]
+    with subprocess.Popen(command, cwd=REPOSITORY) as process:
+        eventually(lambda: list(tmp_path.glob("data/cluster-*/base")), within_s=30)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert processes_of(tmp_path / "data") == []
+
+
 @for_root_and_others
 def test_a_killed_server_is_noticed_and_started_again(person: Person, data: Path) -> None:
     """After kill -9 of Postgres a start() recovers, though a busy backend did not notice and held the memory."""
