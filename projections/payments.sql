@@ -110,13 +110,14 @@ SELECT p.authorized_position AS place, p.payment_id, p.payer_account_id, p.payee
 FROM payments AS p
 WHERE p.authorized_position > %(low)s AND p.authorized_position <= %(high)s
 
--- from_account_id: of these, an account's, on either side: two scans in order that are merged
+-- from_account_id: of these, an account's, on either side: two scans in order that are merged. Postgres merges only what has
+-- no condition of its own: with one inside it would read and sort all payments of the account for every page
 FROM (
-    SELECT * FROM payments WHERE payer_account_id = %(account_id)s
+    SELECT *, payer_account_id AS account_id FROM payments
     UNION ALL
-    SELECT * FROM payments WHERE payee_account_id = %(account_id)s
+    SELECT *, payee_account_id AS account_id FROM payments
 ) AS p
-WHERE p.authorized_position > %(low)s AND p.authorized_position <= %(high)s
+WHERE p.account_id = %(account_id)s AND p.authorized_position > %(low)s AND p.authorized_position <= %(high)s
 
 -- where_payer_account_id: of this payer
 AND p.payer_account_id = %(payer_account_id)s

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, LiteralString, NamedTuple
 
+import psycopg
 import pytest
 from domain import authorize, capture_and_keep, increment, leg, open_account, refund, transfer, void
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -19,11 +21,17 @@ from ledger.v1.ledger_pb2 import SORT_ORDER_OLDEST_FIRST
 from ledger.v1.payment_pb2 import GetPaymentRequest, ListPaymentsRequest
 from ledger.v1.transfer_pb2 import ListTransfersRequest
 from ledger.wire import timestamp
-from projections import answers, lists
+from projections import answers, balances, lists
+from projections.as_of import AsOf
 from projections.balances import Balance
+from projections.connections import Connections, Rows
 from projections.entries import Entry
 from projections.errors import PositionAheadOfHead
 from projections.follower import Follower
+from projections.freshness import Freshness
+from projections.lists import Lists
+from projections.log_head import LogHead
+from projections.lookups import Lookup
 from projections.payments import Payment
 from projections.queries import Queries
 from projections.transfers import Transfer
@@ -240,6 +248,66 @@ def test_a_page_of_large_items_is_cut_short_of_its_size(
     assert [each.payment_id for page in found for each in page] == [f"p{number}" for number in reversed(range(450))]
     assert len(found) == 2
     assert all(sum(each.ByteSize() for each in page) < lists.PAGE_MOST_BYTES + 16_000 for page in found)
+
+
+class Counting(Connections):
+    """Connections that tell how many rows Postgres has read from tables for what ran on them."""
+
+    read = 0
+
+    async def rows(self, statement: LiteralString, *args: Any, **settings: Any) -> Rows:
+        (((explained, *_),),) = await super().rows(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *args, **settings)
+        self.read += rows_read(explained["Plan"])
+        return await super().rows(statement, *args, **settings)
+
+
+def rows_read(plan: dict[str, Any]) -> float:
+    """How many rows the scans of a plan went through."""
+    passed, filtered = plan["Actual Rows"], plan.get("Rows Removed by Filter", 0)
+    own = (passed + filtered) * plan["Actual Loops"] if plan["Node Type"].endswith("Scan") else 0
+    return float(own + sum(map(rows_read, plan.get("Plans", ()))))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ListPaymentsRequest(account_id="shop"),
+        ListPaymentsRequest(account_id="shop", order=SORT_ORDER_OLDEST_FIRST),
+    ],
+    ids=["account", "account, oldest first"],
+)
+def test_a_page_reads_no_more_than_it_needs(
+    dsn: str,
+    ledger: str,
+    session: psycopg.Connection[Any],
+    history: History,
+    follower: Follower,
+    request_: Any,
+) -> None:
+    """Not all payments of a busy account."""
+    for number in range(1_500):
+        history.do(authorize(1, payment_id=f"p{number}", reference="salary"))
+        history.do(void(payment_id=f"p{number}"))
+    history.write()
+    catch_up(follower)
+    session.execute("ANALYZE")
+
+    async def look() -> float:
+        connections = Counting(dsn, ledger)
+        log_head = LogHead(connections.rows)
+        freshness = Freshness(connections, None, log_head)
+        accounts = Lookup(connections, balances.SQL.select_accounts, Balance._make)
+        asked = Lists(connections, freshness, AsOf(connections, log_head), accounts)
+        request = type(request_)(page_size=10)
+        request.MergeFrom(request_)
+        rpcs: dict[type[Any], Any] = {ListPaymentsRequest: asked.list_payments}
+        try:
+            await rpcs[type(request)](request, 10)
+        finally:
+            await connections.close()
+        return connections.read
+
+    assert asyncio.run(look()) < 200
 
 
 def test_an_empty_ledger_has_empty_lists(dsn: str, ledger: str, history: History, ask: Callable[..., Any]) -> None:
