@@ -66,10 +66,17 @@ WHERE e.account_id = %(account_id)s AND e.position > %(low)s AND e.position <= %
 -- where_kinds: of any of these kinds
 AND e.kind = ANY (%(kinds)s)
 
--- where_reference: of payments and transfers with this reference
+-- where_reference: of payments and transfers with this reference. EXISTS can be answered line by line as well as from a list
+-- of all that have the reference; IN only from the list, which is gone through for every line when memory doesn't hold it
 AND (
-    e.payment_id IN (SELECT payment_id FROM payments WHERE reference = %(reference)s AND reference <> '')
-    OR e.transfer_id IN (SELECT transfer_id FROM transfers WHERE reference = %(reference)s AND reference <> '')
+    EXISTS (
+        SELECT FROM payments AS r
+        WHERE r.payment_id = e.payment_id AND r.reference = %(reference)s AND r.reference <> ''
+    )
+    OR EXISTS (
+        SELECT FROM transfers AS r
+        WHERE r.transfer_id = e.transfer_id AND r.reference = %(reference)s AND r.reference <> ''
+    )
 )
 
 -- where_since: recorded at this time or later

@@ -273,8 +273,9 @@ def rows_read(plan: dict[str, Any]) -> float:
     [
         ListPaymentsRequest(account_id="shop"),
         ListPaymentsRequest(account_id="shop", order=SORT_ORDER_OLDEST_FIRST),
+        ListEntriesRequest(account_id="bob", reference="salary"),
     ],
-    ids=["account", "account, oldest first"],
+    ids=["account", "account, oldest first", "reference that many have"],
 )
 def test_a_page_reads_no_more_than_it_needs(
     dsn: str,
@@ -284,7 +285,9 @@ def test_a_page_reads_no_more_than_it_needs(
     follower: Follower,
     request_: Any,
 ) -> None:
-    """Not all payments of a busy account."""
+    """Not all payments of a busy account, nor all that have a reference."""
+    history.do(open_account("bob"))
+    history.do(transfer("to-bob", leg("alice", "bob", 1)))
     for number in range(1_500):
         history.do(authorize(1, payment_id=f"p{number}", reference="salary"))
         history.do(void(payment_id=f"p{number}"))
@@ -300,7 +303,7 @@ def test_a_page_reads_no_more_than_it_needs(
         asked = Lists(connections, freshness, AsOf(connections, log_head), accounts)
         request = type(request_)(page_size=10)
         request.MergeFrom(request_)
-        rpcs: dict[type[Any], Any] = {ListPaymentsRequest: asked.list_payments}
+        rpcs: dict[type[Any], Any] = {ListPaymentsRequest: asked.list_payments, ListEntriesRequest: asked.list_entries}
         try:
             await rpcs[type(request)](request, 10)
         finally:
