@@ -197,9 +197,11 @@ class Lists:
             filters.parameters["account_id"] = request.account_id
         filters.any_of("kinds", _ENTRY_KINDS)
         filters.reference()
-        filters.time("effective_since", "effective_since")
+        effective_since = filters.time("effective_since", "effective_since")
         filters.time("effective_until", "effective_until")
         since, until = filters.time("recorded_since", "since"), filters.time("recorded_until", "until")
+        # Nothing is effective later than it was recorded: what is effective since then was recorded since then.
+        since = max((each for each in (since, effective_since) if each is not None), default=None)
         scan = _scan(request, entries.SQL.list_all, filters, since, until)
         await self._require_account(request, remaining_s)
 

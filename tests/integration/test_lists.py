@@ -274,8 +274,9 @@ def rows_read(plan: dict[str, Any]) -> float:
         ListPaymentsRequest(account_id="shop"),
         ListPaymentsRequest(account_id="shop", order=SORT_ORDER_OLDEST_FIRST),
         ListEntriesRequest(account_id="bob", reference="salary"),
+        ListEntriesRequest(account_id="alice", effective_since=Timestamp(seconds=253_402_300_799)),
     ],
-    ids=["account", "account, oldest first", "reference that many have"],
+    ids=["account", "account, oldest first", "reference that many have", "effective since"],
 )
 def test_a_page_reads_no_more_than_it_needs(
     dsn: str,
@@ -285,7 +286,7 @@ def test_a_page_reads_no_more_than_it_needs(
     follower: Follower,
     request_: Any,
 ) -> None:
-    """Not all payments of a busy account, nor all that have a reference."""
+    """Not all payments of a busy account, nor all that have a reference, nor all lines that were effective before."""
     history.do(open_account("bob"))
     history.do(transfer("to-bob", leg("alice", "bob", 1)))
     for number in range(1_500):
