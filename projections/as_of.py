@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Final, LiteralString, NamedTuple
 
 from ledger.domain.errors import FieldViolation, InvalidCommand
-from ledger.domain.events import account_stream, payment_stream
+from ledger.domain.events import payment_stream
 from ledger.postgres import sql_blocks
 from ledger.upcasters import EventMapper
 from ledger.wire import moment
@@ -78,7 +78,7 @@ class AsOf:
 
     async def accounts(self, rows: Sequence[Balance], at: int) -> list[Balance]:
         """Accounts that were opened up to the position `at`, as they were there."""
-        changed = [account_stream(row.account_id) for row in rows if row.position > at]
+        changed = [row.account_id for row in rows if row.position > at]
         last = {event.id: event for event in await self._events(SQL.last, changed, at)}
         return [standing(row, last[row.account_id]) if row.account_id in last else row for row in rows]
 
@@ -92,8 +92,8 @@ class AsOf:
         (row,) = await rows(SQL.last_until, {"time": time, "inclusive": True})
         return LastUntil(*row)
 
-    async def _events(self, statement: LiteralString, streams: list[str], at: int) -> list[LoggedEvent]:
-        if not streams:
+    async def _events(self, statement: LiteralString, names: list[str], at: int) -> list[LoggedEvent]:
+        if not names:
             return []
-        rows: list[tuple[Any, ...]] = await self._connections.rows(statement, {"streams": streams, "at": at})
+        rows: list[tuple[Any, ...]] = await self._connections.rows(statement, {"names": names, "at": at})
         return decode([LoggedRow(*row) for row in rows], self._mapper)

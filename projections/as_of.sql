@@ -17,17 +17,20 @@ SELECT head.position, halves.low FROM head, halves WHERE halves.low = halves.hig
 
 -- whole: all events of streams up to a position, in order
 SELECT e.position, e.stream, e.version, e.topic, e.state
-FROM unnest(%(streams)b::text[]) AS wanted (stream),
+FROM unnest(%(names)b::text[]) AS wanted (stream),
      LATERAL (
          SELECT * FROM events WHERE events.stream = wanted.stream AND position <= %(at)s ORDER BY version OFFSET 0
      ) AS e
 
--- last: the last event of streams up to a position
+-- last: the last event of accounts up to a position. Their history knows where that is; to go back to it from the newest event
+-- would take as long as much has happened since
 SELECT e.position, e.stream, e.version, e.topic, e.state
-FROM unnest(%(streams)b::text[]) AS wanted (stream),
+FROM unnest(%(names)b::text[]) AS wanted (account_id),
      LATERAL (
-         SELECT * FROM events WHERE events.stream = wanted.stream AND position <= %(at)s ORDER BY version DESC LIMIT 1
-     ) AS e
+         SELECT position FROM entries
+         WHERE entries.account_id = wanted.account_id AND position <= %(at)s ORDER BY position DESC LIMIT 1
+     ) AS line,
+     LATERAL (SELECT * FROM events WHERE events.position = line.position OFFSET 0) AS e
 
 -- next: the event after a position
 SELECT position, stream, version, topic, state FROM events WHERE position = %(position)s + 1
