@@ -37,13 +37,14 @@ SELECT 3 AS part, e.position, e.stream, e.version, e.topic, e.recorded_at, e.sta
 FROM unnest(%(whole)b::text[]) AS wanted (stream),
      LATERAL (SELECT * FROM events WHERE events.stream = wanted.stream ORDER BY version OFFSET 0) AS e
 
--- load_newest: part 1, the last events of the accounts that the newest events are about
+-- load_newest: part 1, the last events of the accounts that the newest events are about. They are looked up one by one: as a
+-- join Postgres read the whole log for them
 SELECT 1 AS part, e.position, e.stream, e.version, e.topic, e.recorded_at, e.state
 FROM (SELECT stream, max(version) AS version
       FROM (SELECT stream, version FROM events ORDER BY position DESC LIMIT %(newest)s) AS newest
       WHERE stream LIKE 'account/%%'
-      GROUP BY stream) AS last
-     JOIN events AS e USING (stream, version)
+      GROUP BY stream) AS last,
+     LATERAL (SELECT * FROM events WHERE events.stream = last.stream AND events.version = last.version OFFSET 0) AS e
 
 -- moved: the streams that got events after a position
 SELECT DISTINCT stream FROM events WHERE position > %(after)s

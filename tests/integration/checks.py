@@ -36,6 +36,13 @@ def remove_ledger(dsn: str, ledger: str) -> None:
                 connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
+def rows_read(plan: dict[str, Any]) -> float:
+    """How many rows the scans of a plan went through."""
+    passed, filtered = plan["Actual Rows"], plan.get("Rows Removed by Filter", 0)
+    own = (passed + filtered) * plan["Actual Loops"] if plan["Node Type"].endswith("Scan") else 0
+    return float(own + sum(map(rows_read, plan.get("Plans", ()))))
+
+
 class Row(NamedTuple):
     """One event of a log, its state parsed by nothing but json."""
 

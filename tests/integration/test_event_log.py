@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import psycopg
 import pytest
-from checks import eventually, read_log, remove_ledger
+from checks import eventually, read_log, remove_ledger, rows_read
 from eventsourcing.persistence import IntegrityError, StoredEvent
 
 from ledger.committer import utc_now
-from ledger.event_log import EventLog, LogDatastore
+from ledger.event_log import SQL, EventLog, LogDatastore
 from ledger.migrations import SchemaError, migrate, migrations, require_migrated
 from ledger.postgres import connect
 from ledger.upcasters import LogRow
@@ -33,7 +33,7 @@ APPENDING: Final = """
 import sys
 from eventsourcing.persistence import StoredEvent
 from ledger.committer import utc_now
-from ledger.event_log import EventLog, LogDatastore
+from ledger.event_log import SQL, EventLog, LogDatastore
 from ledger.writer import HeadMoved, Writer
 
 dsn, ledger, number, appends = sys.argv[1:]
@@ -598,3 +598,20 @@ def test_ledgers_on_one_server_share_nothing(dsn: str, ledger: str, unmigrated: 
     finally:
         datastore.close()
     assert head_of(events) == 2
+
+
+def test_what_a_server_remembers_as_it_starts_does_not_cost_more_with_a_longer_log(
+    session: psycopg.Connection[Any],
+) -> None:
+    """It looks at the newest events and what they name, while all other writers wait: not at the whole log."""
+    session.execute(
+        """INSERT INTO events (stream, version, position, topic, recorded_at, state)
+        SELECT 'account/' || n %% 1000, 1 + n / 1000, 1 + n, 'FundsCredited', now(), repeat('x', 300)::bytea
+        FROM generate_series(0, 19999) AS n""",
+        (),
+    )
+    session.execute("ANALYZE events")
+    explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {SQL.load_newest}"
+    (((explained, *_),),) = session.execute(explain.encode(), {"newest": 500}).fetchall()
+    assert explained["Plan"]["Actual Rows"] == 500
+    assert rows_read(explained["Plan"]) < 5_000

@@ -10,6 +10,7 @@ from typing import Any, Final, LiteralString, NamedTuple
 
 import psycopg
 import pytest
+from checks import rows_read
 from domain import authorize, capture_and_keep, increment, leg, open_account, refund, transfer, void
 from google.protobuf.timestamp_pb2 import Timestamp
 from read_side import History, Table, catch_up, fold, log_until
@@ -259,13 +260,6 @@ class Counting(Connections):
         (((explained, *_),),) = await super().rows(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *args, **settings)
         self.read += rows_read(explained["Plan"])
         return await super().rows(statement, *args, **settings)
-
-
-def rows_read(plan: dict[str, Any]) -> float:
-    """How many rows the scans of a plan went through."""
-    passed, filtered = plan["Actual Rows"], plan.get("Rows Removed by Filter", 0)
-    own = (passed + filtered) * plan["Actual Loops"] if plan["Node Type"].endswith("Scan") else 0
-    return float(own + sum(map(rows_read, plan.get("Plans", ()))))
 
 
 async def rows_read_for(dsn: str, ledger: str, request: Any) -> float:
