@@ -21,8 +21,8 @@ SQL: Final = sql_blocks("ledger.sql", "doctor.sql")
 VERSION_LEAST: Final = 160_000
 CLOCK_OFF_WARN_S: Final = 1.0
 CLOCK_OFF_MOST_S: Final = 5.0
-SERVER_CONNECTIONS: Final = 13
-"""What one server has open at most: to decide 1 and to settle 1, to follow 1, to sign 1, to read 4 + 2 + 2 + 1."""
+SERVER_CONNECTIONS: Final = 17
+"""What one server has open at most: to decide 1 and to settle 1, to follow 1, to sign 1, to read 4 + 4 + 2 + 2 + 1."""
 
 OTHER_ENGINES: Final = (
     "CockroachDB",

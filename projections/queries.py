@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, LiteralString, TypeAlias
@@ -37,6 +38,9 @@ Stream: TypeAlias = Callable[[Any, float | None], AsyncGenerator[Message, None]]
 REPORT_CONNECTIONS_MOST: Final = 2
 """What goes over all accounts has connections of its own, so that point reads never wait for it."""
 
+LIST_CONNECTIONS_MOST: Final = 4
+"""The same for lists: with a filter that lets little pass a page takes as long as there is much that doesn't."""
+
 
 class Queries:
     """The queries of one ledger. All raise InvalidCommand for a malformed request, and what `Freshness.seen` raises."""
@@ -54,7 +58,8 @@ class Queries:
         self._as_of: Final = AsOf(self._connections, log_head)
         self._reports: Final = Connections(dsn, ledger, name="ledger-reports", most=REPORT_CONNECTIONS_MOST)
         trial_balances = TrialBalances(self._reports, self._freshness, self._as_of)
-        lists = Lists(self._connections, self._freshness, self._as_of, self._accounts)
+        self._listing: Final = Connections(dsn, ledger, name="ledger-lists", most=LIST_CONNECTIONS_MOST)
+        lists = Lists(self._listing, self._freshness, AsOf(self._listing, log_head), self._accounts)
         self.by_rpc: Final[Mapping[str, Query]] = {
             "GetAccount": self.get_account,
             "GetAccountBalance": self.get_account_balance,
@@ -81,8 +86,7 @@ class Queries:
 
     async def close(self) -> None:
         await self._freshness.close()
-        await self._connections.close()
-        await self._reports.close()
+        await asyncio.gather(*(pool.close() for pool in self.pools))
 
     @property
     def failure(self) -> str | None:
@@ -107,7 +111,7 @@ class Queries:
     @property
     def pools(self) -> tuple[Connections, ...]:
         """The connections that reads use."""
-        return self._connections, self._reports
+        return self._connections, self._listing, self._reports
 
     # --- the queries -------------------------------------------------------------------------------------------------
 

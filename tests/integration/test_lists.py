@@ -17,7 +17,7 @@ from read_side import History, Table, catch_up, fold, log_until
 
 from ledger.domain.errors import AccountNotFound, InvalidCommand, PaymentNotFound
 from ledger.v1 import payment_pb2
-from ledger.v1.account_pb2 import GetAccountBalanceRequest, ListAccountsRequest, ListEntriesRequest
+from ledger.v1.account_pb2 import GetAccountBalanceRequest, GetAccountRequest, ListAccountsRequest, ListEntriesRequest
 from ledger.v1.ledger_pb2 import SORT_ORDER_OLDEST_FIRST
 from ledger.v1.payment_pb2 import GetPaymentRequest, ListPaymentsRequest
 from ledger.v1.transfer_pb2 import ListTransfersRequest
@@ -34,7 +34,7 @@ from projections.lists import Lists
 from projections.log_head import LogHead
 from projections.lookups import Lookup
 from projections.payments import Payment
-from projections.queries import Queries
+from projections.queries import LIST_CONNECTIONS_MOST, Queries
 from projections.transfers import Transfer
 
 LONG_AGO: Final = datetime(1990, 1, 1, tzinfo=UTC)
@@ -337,6 +337,31 @@ def test_a_later_page_does_not_go_through_what_happened_since_the_first(
     live("since")
     session.execute("ANALYZE")
     assert asyncio.run(rows_read_for(dsn, ledger, request)) < 200
+
+
+def test_lists_that_take_long_keep_nobody_from_point_reads(
+    dsn: str, session: psycopg.Connection[Any], history: History, follower: Follower, ask: Callable[..., Any]
+) -> None:
+    """However many are asked for, as with a filter that lets little pass."""
+    history.write()
+    catch_up(follower)
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name LIKE 'ledger-%'"
+    )
+
+    async def look(queries: Queries) -> None:
+        with session.transaction(), psycopg.connect(dsn, autocommit=True) as other:
+            session.execute("LOCK TABLE payments IN ACCESS EXCLUSIVE MODE")
+            lists = [asyncio.create_task(queries.by_rpc["ListPayments"](ListPaymentsRequest(), 5)) for _ in range(8)]
+            async with asyncio.timeout(5):
+                while other.execute(waiting).fetchall() != [(LIST_CONNECTIONS_MOST,)]:
+                    await asyncio.sleep(0.005)
+            response = await queries.by_rpc["GetAccount"](GetAccountRequest(account_id="alice"), 5)
+            assert response.account.account_id == "alice"
+            assert not any(each.done() for each in lists)
+        assert [list(each.payments) for each in await asyncio.gather(*lists)] == [[]] * 8
+
+    ask(look)
 
 
 def test_an_empty_ledger_has_empty_lists(dsn: str, ledger: str, history: History, ask: Callable[..., Any]) -> None:
