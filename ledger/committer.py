@@ -291,9 +291,10 @@ class Committer:
 
     def _decide(self, work: Work) -> Decided:
         """What the commands come to: as it was decided ahead, if that holds, and else as it is now."""
-        ahead = work.ahead
+        ahead, is_late = work.ahead, any(chunk.ticket.is_late() for chunk in work.chunks)
         # What it was decided upon must have been recorded as it was, and nothing since. No other head is the same one.
-        if ahead and ahead.before is self._memory.head and not any(chunk.ticket.is_late() for chunk in work.chunks):
+        # And it must still be that time: the clock may have been wrong just then, or the database slow since.
+        if ahead and ahead.before is self._memory.head and not is_late and self._link.is_near(ahead.at):
             return ahead
         decided = self._decider.decide(work.chunks, assume_new=_is_lone(work.chunks))
         if decided.assumed_new and not decided.rows:

@@ -136,12 +136,22 @@ class Link:
         what time it is there; for a moment that is too far from it they are compared at once.
         Raises HeadMoved if the log was seen to go on meanwhile: what was decided has to be decided again.
         """
-        if abs(moment.timestamp() - self.writer.database_time_s) > self._clock_off_most_s:
+        if not self.is_near(moment):
             head = self._memory.head
             self.check(at_leisure=True)
             self.require_no_outage()
             if self._memory.head is not head:
                 raise HeadMoved
+            # That the clock is right now says nothing of when it was asked. The head's time is recorded already.
+            if moment > head.recorded_at and self._ahead_s(moment) > self._clock_off_most_s:
+                raise WritesStopped(why="its clock was set back while the command was decided")
+
+    def is_near(self, moment: datetime) -> bool:
+        """Whether it may be `moment` now, by the database's clock as it was when last compared."""
+        return abs(self._ahead_s(moment)) <= self._clock_off_most_s
+
+    def _ahead_s(self, moment: datetime) -> float:
+        return moment.timestamp() - self.writer.database_time_s
 
     def _check_clock(self) -> None:
         """Serve only while this machine's clock is near the database's and not behind the log's."""

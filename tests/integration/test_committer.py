@@ -1195,6 +1195,30 @@ def test_a_clock_that_was_ahead_and_is_set_as_far_again_decides_nothing(dsn: str
     assert elsewhere.answer(open_account("c")) == "OPEN"
 
 
+def test_a_clock_that_was_wrong_for_one_look_records_nothing_by_it(
+    dsn: str, ledger: str, serve: Serve, hold_turn: Serve
+) -> None:
+    """That which was a decision's. When the clock is looked at for it, it is right again."""
+    offs_s: SimpleQueue[float] = SimpleQueue()
+
+    def clock() -> datetime:
+        return utc_now() + timedelta(seconds=0 if offs_s.empty() else offs_s.get())
+
+    desk = serve(clock=clock)
+    desk.do(open_account("a"))
+    turn = hold_turn()
+    first = desk.submit(open_account("b"))
+    eventually(lambda: turn.waiting)
+    second = desk.submit(open_account("c"))
+    offs_s.put(3600)
+    turn.release()
+    wait([first, second], FOREVER_S)
+    assert isinstance(second.result()[0], WritesStopped)
+    assert all(row.recorded_at <= utc_now() for row in read_log(dsn, ledger))
+    eventually(lambda: desk.committer.outage is None)
+    assert desk.answer(open_account("c")) == "OPEN"
+
+
 def test_what_was_refused_as_a_clock_was_looked_at_is_decided_again_where_the_log_went_on(serve: Serve) -> None:
     """The time of the head may be further off than the clock. The look at it is one at the log: a refusal is of its
     newest state.

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from time import monotonic
 from typing import Any, Final
@@ -90,6 +90,28 @@ def test_each_append_is_waited_for_by_itself(serve: Serve, session: psycopg.Conn
         wait(futures[-1:], 0.01)
     assert desk.committer.decided_ahead >= 4
     assert sum(later < earlier for earlier, later in pairwise(waits_s)) >= 4
+
+
+def test_what_was_decided_ahead_by_a_clock_that_is_right_again_is_decided_again(
+    dsn: str, ledger: str, serve: Serve, stall: Serve
+) -> None:
+    """It was an hour ahead just then. Recorded by that time, nobody could write until it had come."""
+    desk: Any = None
+
+    def clock() -> datetime:
+        ahead = desk and desk.committer._next
+        return datetime.now(UTC) + timedelta(hours=1 if ahead and ahead.ahead is None else 0)
+
+    desk = serve(clock=clock)
+    desk.do(*WORLD)
+    turn, (earning, buying) = stall(desk, EARNS, BUYS)
+    eventually(has_decided(desk))
+    turn.release()
+    assert told(earning) == ["POSTED"]
+    assert told(buying) == ["AUTHORIZED", "CAPTURED", "CAPTURED"]
+    assert all(row.recorded_at <= datetime.now(UTC) for row in check_log(dsn, ledger))
+    assert desk.committer.decided_ahead == 0
+    assert desk.answer(open_account("next")) == "OPEN"
 
 
 @pytest.mark.parametrize(
