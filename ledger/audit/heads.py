@@ -17,6 +17,7 @@ from ledger.terminal import printable
 SQL: Final = sql_blocks("ledger.audit", "heads.sql")
 
 _BREAK_LINES: Final = 7
+_BREAK: Final = "/break/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Break:
     def parse(cls, number: int, note: Note) -> Break:
         """Raises NoteInvalid."""
         lines = note.text.splitlines()
-        if len(lines) != _BREAK_LINES or not lines[0].endswith("/break/1"):
+        if len(lines) != _BREAK_LINES or not lines[0].endswith(_BREAK):
             raise NoteInvalid("it is not the note of a break")
         before = TreeHead.parse("\n".join(lines[:3]) + "\n")
         after = TreeHead.parse("\n".join([lines[0], *lines[3:5]]) + "\n")
@@ -75,16 +76,19 @@ class Trust:
         """Those that no head has introduced yet."""
         return self.keys[self._in_use + 1 :]
 
-    def require(self, note: Note) -> None:
-        """Raise NoteInvalid unless one of the keys has signed."""
-        if not note.signers(self.keys):
+    def require(self, note: Note, origin: str) -> None:
+        """Raise NoteInvalid unless one of the keys has signed, for this origin."""
+        signers = note.signers(self.keys)
+        if not signers:
             raise NoteInvalid(_signed_by(note))
+        _require_of(signers[0], origin)
 
     def follow(self, note: Note, head: TreeHead) -> None:
         """Raise NoteInvalid unless the key has signed that is in use by now. Heads have to come in their order."""
         signers = note.signers(self.keys)
         if not self.keys or self.keys[self._in_use] not in signers:
             raise NoteInvalid(_signed_by(note))
+        _require_of(self.keys[self._in_use], head.origin)
         # A signer that was killed right after it had introduced a key introduces it once more.
         if head.next_key not in (None, self.keys[self._in_use]):
             if head.next_key not in self.not_introduced[:1]:
@@ -92,6 +96,12 @@ class Trust:
             if head.next_key not in signers:
                 raise NoteInvalid(f"the key that it introduces has not signed it: {head.next_key}")
             self._in_use += 1
+
+
+def _require_of(key: PublicKey, origin: str) -> None:
+    """Raise NoteInvalid if that is of another ledger, which has the same key: no signature says under which name."""
+    if origin != key.name:
+        raise NoteInvalid(f"it is of {origin}, not of {key.name}")
 
 
 def _signed_by(note: Note) -> str:
@@ -168,7 +178,7 @@ class Heads:
         """A head that an auditor has kept, and believes whoever has signed it. Raises NoteInvalid if it is none."""
         note = Note.parse(text)
         head = TreeHead.parse(note.text)
-        self._check_signature(note, name, head.size)
+        self._check_signature(note, head.origin, name, head.size)
         return Signed(head.size, head.root, name)
 
     def breaks(self) -> list[Break]:
@@ -182,13 +192,14 @@ class Heads:
             except NoteInvalid as error:
                 self._findings.add(Finding(Kind.SIGNATURE, printable(str(error)), place=place))
                 continue
-            self._check_signature(note, place, found[-1].size)
+            origin = note.text.partition("\n")[0].removesuffix(_BREAK)
+            self._check_signature(note, origin, place, found[-1].size)
             if number != len(found):
                 self._findings.add(Finding(Kind.HEADS, "a break is missing before it", place=place))
         return found
 
-    def _check_signature(self, note: Note, place: str, size: int) -> None:
+    def _check_signature(self, note: Note, origin: str, place: str, size: int) -> None:
         try:
-            self._trust.require(note)
+            self._trust.require(note, origin)
         except NoteInvalid as error:
             self._findings.add(Finding(Kind.SIGNATURE, printable(str(error)), size, place=place))

@@ -268,6 +268,26 @@ def test_read_models_that_are_behind_are_compared_where_they_are(dsn: str, ledge
 # --- keys and breaks -------------------------------------------------------------------------------------------------
 
 
+def test_a_head_of_another_ledger_is_none_of_this_one(dsn: str, ledger: str, history: History, tmp_path: Path) -> None:
+    """Where both have one key: then the whole history of one, with its heads, could take the place of the other's."""
+    files = KeyFiles(tmp_path / "tree.key", "ledger/another")
+    key = SigningKey(ORIGIN, files.make().private)
+    history.live(Random(1), 10)
+    history.write()
+    sign(dsn, files, ledger)
+    note = newest_note(dsn, ledger)
+    renamed = signed(Note.parse(note).text, [key])
+    assert Note.parse(renamed).signatures[0].signature == Note.parse(note).signatures[0].signature
+    with connect(dsn, ledger, "test") as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("UPDATE tree_heads SET note = %s", (renamed,))
+        connection.execute("UPDATE tree_keys SET public_key = %s", (str(key.public),))
+    follow(dsn, ledger)
+    for kept, place in (([], "head 1"), ([("mine", renamed)], "mine")):  # One finding for each position.
+        report = verify(dsn, ledger, key=key.public, kept=kept)
+        assert [(each.kind, each.place) for each in report.findings] == [(Kind.SIGNATURE, place)], lines(report)
+
+
 @pytest.fixture
 def rotated(dsn: str, ledger: str, history: History, tmp_path: Path) -> list[PublicKey]:
     """The keys of a ledger with four heads: the second key was introduced by the third, and has signed the fourth."""
