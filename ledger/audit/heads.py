@@ -155,6 +155,9 @@ class Heads:
                 self.published = number
                 self.largest = self._published(place, size, bytes(root), note)
                 yield self.largest
+        if self.keys and self.largest is None:
+            what = "no head is there, and a key is recorded with the first head that it signs"
+            self._findings.add(Finding(Kind.HEADS, what, place="the ledger's keys"))
         for key in self._trust.not_introduced:
             what = "no head has introduced it, named in one that the key before has signed"
             self._findings.add(Finding(Kind.HEADS, what, place=f"key {printable(str(key))}"))

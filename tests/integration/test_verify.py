@@ -288,6 +288,19 @@ def test_a_head_of_another_ledger_is_none_of_this_one(dsn: str, ledger: str, his
         assert [(each.kind, each.place) for each in report.findings] == [(Kind.SIGNATURE, place)], lines(report)
 
 
+def test_a_history_without_heads_is_not_one_of_the_key(sound: Sound, dsn: str) -> None:
+    """Who has all rights on the database writes another, and removes all that was signed of it."""
+
+    def act(case: Case) -> None:
+        TAMPERINGS["rewrite_history_and_sign_it_with_another_key"](case)
+        case.db.execute("DELETE FROM tree_heads; DELETE FROM tree_tiles")
+        case.db.execute("UPDATE tree_keys SET public_key = %s", (str(sound.key),))
+
+    with tampered(sound, dsn, act) as (at, _):
+        report = verify(at, "main", key=sound.key, read_models=False)
+    assert [(each.kind, each.place) for each in report.findings] == [(Kind.HEADS, "the ledger's keys")], lines(report)
+
+
 @pytest.fixture
 def rotated(dsn: str, ledger: str, history: History, tmp_path: Path) -> list[PublicKey]:
     """The keys of a ledger with four heads: the second key was introduced by the third, and has signed the fourth."""
