@@ -51,7 +51,7 @@ def _record(connection: Connection[Any], files: KeyFiles, reason: str, now: date
             "copy, which has both of one moment. Nothing is recorded. See `ledger audit verify`, and restore a backup"
         )
     key = files.key()
-    heir_of = predecessor(files, Note.parse(head_note)) if head_note else None
+    heir_of = predecessor(files, head_note)
     what = [f"{files.name}/break/1", *_size_and_root(before.size, before.root), *_size_and_root(size, bytes(root))]
     number, last = connection.execute(SQL.last_break).fetchone() or (0, None)
     # Recorded by a run that was killed before its end? It is one break, and must not look like two.

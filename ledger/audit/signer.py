@@ -233,7 +233,7 @@ class Signer:
     def _load(self, connection: Connection[Any]) -> None:
         row = connection.execute(SQL.newest_head).fetchone()
         self._number, size, root, note = row[:4] if row else (0, 0, EMPTY_ROOT, None)
-        self._heir_of = None if note is None else predecessor(self._files, Note.parse(note))
+        self._heir_of = predecessor(self._files, note)
         places = {place for place, _ in edge_of(size)}
         tiles = read_tiles(connection, places)
         self._edge = Edge(size, tiles) if tiles.keys() == places else Edge()
@@ -249,11 +249,17 @@ class Signer:
             self._connection = None
 
 
-def predecessor(files: KeyFiles, newest: Note) -> SigningKey | None:
+def predecessor(files: KeyFiles, newest_note: str | None) -> SigningKey | None:
     """The key that has to introduce the one in use once more, where the newest head was signed before it was: then who
-    trusts that one trusts the next. None if the key in use has signed it. Raises SigningRefused, KeyUnusable.
+    trusts that one trusts the next. Where there is no head any more it is the first. None if the key in use has signed
+    it, or has none before it. Raises NoteInvalid, SigningRefused, KeyUnusable.
     """
-    if newest.signers(files.public_keys()):
+    in_use = files.public_keys()
+    if newest_note is None:
+        # Killed as it was put away, the key in use is among the earlier ones as well.
+        return next((key for key in files.earlier_keys() if key.public not in in_use), None)
+    newest = Note.parse(newest_note)
+    if newest.signers(in_use):
         return None
     earlier = [key for key in files.earlier_keys() if newest.signers([key.public])]
     if not earlier:

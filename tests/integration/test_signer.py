@@ -480,6 +480,24 @@ def test_a_copy_from_before_a_new_key_is_accepted_and_the_key_introduced_again(
     assert files.key().public == third
 
 
+def test_a_copy_from_before_the_first_head_is_signed_for_who_has_the_first_key(
+    dsn: str, ledger: str, history: History, files: KeyFiles, sign: Callable[[], Signer], db: psycopg.Connection[Any]
+) -> None:
+    """Nothing in it names a key, and auditors have that one: it introduces the one in use, once more."""
+    grow(history)
+    old, new = files.key().public, files.prepare_next().public
+    sign()
+    grow(history, seed=12)
+    sign()
+    db.execute("DELETE FROM events; DELETE FROM tree_heads; DELETE FROM tree_tiles; DELETE FROM tree_keys")
+    note = Note.parse(accept_restore(dsn, ledger, files, "the disk failed", NOW))
+    assert note.signers([old, new]) == [old, new]
+    for _ in range(2):
+        sign()
+    assert [Note.parse(note).signers([old, new]) for _, _, note in heads(db)] == [[old, new]]
+    check_heads(db, [old, new])
+
+
 def test_a_key_that_others_can_read_is_not_used(files: KeyFiles) -> None:
     """With what to do about it; as are a file that is no key, and none."""
     files.path.chmod(0o640)
