@@ -113,9 +113,9 @@ class KeyFiles:
             yield
 
     def last_head(self) -> TreeHead:
-        """The last head that was signed. Raises KeyUnusable if its file is lost or damaged."""
+        """The last head that was signed. Raises KeyUnusable if its file is lost or damaged, or is another ledger's."""
         try:
-            return TreeHead.parse(Note.parse(self._head.read_text(encoding="utf-8")).text)
+            head = TreeHead.parse(Note.parse(self._head.read_text(encoding="utf-8")).text)
         except FileNotFoundError:
             raise KeyUnusable(
                 f"{self._head} is gone, which says what was signed last: put the newest head there, as auditors keep it"
@@ -126,6 +126,12 @@ class KeyFiles:
             raise KeyUnusable(
                 f"{self._head} is damaged ({error}): put the newest head there, as auditors keep it"
             ) from error
+        if head.size and head.origin != self.name:  # One of no events is the beginning of every log.
+            raise KeyUnusable(
+                f"{self.path} signs for {head.origin}, and a key is of one ledger: for {self.name} make another with "
+                "`ledger audit make-key --tree-key FILE`, and serve with LEDGER_TREE_KEY=FILE"
+            )
+        return head
 
     def keep_head(self, note: str) -> None:
         """Remember a head as the last one, durably, before anybody else learns of it."""

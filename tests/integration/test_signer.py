@@ -498,6 +498,21 @@ def test_a_copy_from_before_the_first_head_is_signed_for_who_has_the_first_key(
     check_heads(db, [old, new])
 
 
+def test_the_key_of_another_ledger_signs_nothing(
+    dsn: str, history: History, files: KeyFiles, sign: Callable[[], Signer], new_ledger: Callable[[], str]
+) -> None:
+    """Both in one data folder, say. The other's head is no sign of a log that was cut, and no restore is recorded."""
+    grow(history)
+    sign()
+    other, its_files = new_ledger(), KeyFiles(files.path, "ledger/other")
+    with closing(Running(Signer(dsn, other, its_files))) as running:
+        eventually(lambda: running.signer.failure is not None)
+        assert "signs for ledger/test" in str(running.signer.failure)
+    with pytest.raises(KeyUnusable, match="ledger/test"):
+        accept_restore(dsn, other, its_files, "it says so", NOW)
+    assert files.last_head().origin == "ledger/test"
+
+
 def test_a_key_that_others_can_read_is_not_used(files: KeyFiles) -> None:
     """With what to do about it; as are a file that is no key, and none."""
     files.path.chmod(0o640)
