@@ -314,6 +314,7 @@ def import_command(
     from ledger.rejects import RejectsUnwritable
 
     settings = settings_of(server=server, ledger=ledger)
+    undo_when_told_to_end()
     try:
         summary = run_import(accounts, movements, target=Target.of(settings), ledger=settings.ledger, console=Console())
     except CannotImport as error:

@@ -443,13 +443,15 @@ def has_begun(history: History) -> bool:
     return account is not None and account.posted > 0
 
 
-def test_an_import_that_was_stopped_goes_on_where_it_was(history: History) -> None:
-    """Ctrl-C, and the same command again: every row is done, and once."""
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_import_that_was_stopped_goes_on_where_it_was(history: History, how: signal.Signals) -> None:
+    """By Ctrl-C or a timer, and the same command again: every row is done, and once."""
     expected = many(history)
     with importing(history) as process:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         _, errors = process.communicate()
-    assert process.returncode not in (0, None)
+    assert process.returncode == 1
+    assert "ledger: stopped; run it again" in errors
     assert "Traceback" not in errors
     assert history.posted("alice") < expected
     assert sorted(history.accounts.parent.iterdir()) == [history.accounts, history.movements]
