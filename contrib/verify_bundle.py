@@ -26,6 +26,7 @@ import argparse
 import copy
 import hashlib
 import json
+import os
 import re
 import struct
 import sys
@@ -702,6 +703,26 @@ def text_in(file: Path) -> str:
         raise Wrong(f"{file} is not a text") from None
 
 
+def keep(note: str, file: Path) -> None:
+    """Write a head into a file, or leave that as it is: the head that it has may be the only one that was kept."""
+    target = file.resolve()
+    try:
+        if target.exists() and not target.is_file():  # A terminal, say: there is nothing to lose.
+            target.write_text(note, encoding="utf-8")
+            return
+        new = target.with_name(f"{target.name}.new")
+        try:
+            with new.open("w", encoding="utf-8") as writing:
+                writing.write(note)
+                writing.flush()
+                os.fsync(writing.fileno())
+            new.replace(target)
+        finally:
+            new.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None
+
+
 def key_of(text_or_file: str) -> Key:
     is_file = Path(text_or_file).is_file()
     try:
@@ -747,7 +768,7 @@ def verdict(asked: argparse.Namespace) -> tuple[int, list[str]]:
     there, size = asked.inclusion <= seen.tree.size, seen.tree.size
     require(there, "what is in it is right, but it has no position {}: it has {} events", asked.inclusion, size)
     if asked.save_head:
-        asked.save_head.write_text(seen.head_note, encoding="utf-8")
+        keep(seen.head_note, asked.save_head)
     return VERIFIED, list(report(seen))
 
 

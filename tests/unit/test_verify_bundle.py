@@ -915,6 +915,39 @@ def test_what_can_not_be_written_is_no_verdict(run: Callable[..., Ended], bundle
     assert ended.returncode == 2
 
 
+def test_a_head_that_was_kept_is_not_lost_where_the_next_can_not_be_written(
+    run: Callable[..., Ended], tmp_path: Path
+) -> None:
+    """In its place, as who checks each bundle against the last does it. The disk is full, which a limit stands for."""
+    kept = (tmp_path / "kept.head").read_bytes()
+    there = sorted(tmp_path.iterdir())
+    code = (
+        "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+        "runpy.run_path({!r}, {{}}, '__main__')"
+    )
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            code.format(str(PROGRAM)),
+            "main.bundle",
+            "--head=kept.head",
+            "--save-head=kept.head",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "verify_bundle: kept.head: File too large\n"
+    assert (tmp_path / "kept.head").read_bytes() == kept
+    assert sorted(tmp_path.iterdir()) == there
+    assert run("main.bundle", "--head", "kept.head", "--save-head", "kept.head").code == 0
+    assert (tmp_path / "kept.head").read_bytes() != kept
+
+
 def test_it_shows_an_event_and_its_proof(run: Callable[..., Ended]) -> None:
     """Whoever wants to can check it by hand: SHA-256 of 01, left and right, up to the root."""
     shown = run("main.bundle", "--inclusion", "7").out
