@@ -53,8 +53,9 @@ class KeyFiles:
             with _written(self._head):
                 self._head.parent.mkdir(parents=True, exist_ok=True)
             self.keep_head(sign(TreeHead(self.name, 0, EMPTY_ROOT).text, [key]))
-        _keep(self.path, key)
+        # And its public half: nothing would write that once the key is there.
         _write(self._public, f"{key.public}\n")
+        _keep(self.path, key)
         return key
 
     def key(self) -> SigningKey:

@@ -657,6 +657,18 @@ def test_who_comes_second_with_a_number_starts_over(
     check_heads(db, files.public_keys())
 
 
+def test_a_key_that_is_there_has_its_public_half_beside_it(tmp_path: Path) -> None:
+    """Whoever made it may have been killed before the end: then there is none, and the next one makes it."""
+    files = KeyFiles(tmp_path / "tree.key", "ledger/test")
+    for name in ("tree.key", "tree.key.pub"):
+        with stopping_at(files, name):
+            files.make()
+        assert not files.path.exists()
+    key = files.make()
+    assert files.path.with_name("tree.key.pub").read_text() == f"{key.public}\n"
+    assert files.key().public == key.public
+
+
 def test_two_who_ask_for_the_next_key_at_once_are_given_the_same(tmp_path: Path) -> None:
     """Else one of them would have made another known than that which is kept."""
     files = KeyFiles(tmp_path / "tree.key", "ledger/main")
