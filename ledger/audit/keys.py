@@ -45,18 +45,20 @@ class KeyFiles:
 
     def make(self) -> SigningKey:
         """A new key, where there is none. Raises KeyUnusable if there is one."""
-        if self.path.exists():
-            raise KeyUnusable(f"there is a key in {self.path} already: `ledger audit rotate-key` introduces a new one")
-        key = _new(self.name)
-        # The head first: a key without one is one whose last head was lost. That of a lost key stays, and binds.
-        if not self._head.exists():
-            with _written(self._head):
-                self._head.parent.mkdir(parents=True, exist_ok=True)
-            self.keep_head(sign(TreeHead(self.name, 0, EMPTY_ROOT).text, [key]))
-        # And its public half: nothing would write that once the key is there.
-        _write(self._public, f"{key.public}\n")
-        _keep(self.path, key)
-        return key
+        with _written(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.locked():
+            if self.path.exists():
+                what = f"there is a key in {self.path} already"
+                raise KeyUnusable(f"{what}: `ledger audit rotate-key` introduces a new one")
+            key = _new(self.name)
+            # The head first: a key without one is one whose last head was lost. That of a lost key stays, and binds.
+            if not self._head.exists():
+                self.keep_head(sign(TreeHead(self.name, 0, EMPTY_ROOT).text, [key]))
+            # And its public half: nothing would write that once the key is there.
+            _write(self._public, f"{key.public}\n")
+            _keep(self.path, key)
+            return key
 
     def key(self) -> SigningKey:
         """The key in use. Raises KeyUnusable."""

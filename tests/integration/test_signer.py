@@ -669,21 +669,41 @@ def test_a_key_that_is_there_has_its_public_half_beside_it(tmp_path: Path) -> No
     assert files.key().public == key.public
 
 
-def test_two_who_ask_for_the_next_key_at_once_are_given_the_same(tmp_path: Path) -> None:
-    """Else one of them would have made another known than that which is kept."""
-    files = KeyFiles(tmp_path / "tree.key", "ledger/main")
-    files.make()
-    given: list[PublicKey] = []
-    asking = [Thread(target=lambda: given.append(files.prepare_next().public)) for _ in range(2)]
+def both_at_once(files: KeyFiles, ask: Callable[[], SigningKey]) -> list[PublicKey | str]:
+    """What two are told who ask at the same moment: a key, or why there is none for them."""
+    told: list[PublicKey | str] = []
+
+    def run() -> None:
+        try:
+            told.append(ask().public)
+        except KeyUnusable as error:
+            told.append(str(error))
 
     def wait_for_it() -> int:
-        lock = f":{(tmp_path / 'tree.key.lock').stat().st_ino} "
+        lock = f":{files.path.with_name(f'{files.path.name}.lock').stat().st_ino} "
         return sum("->" in line and lock in line for line in Path("/proc/locks").read_text().splitlines())
 
+    asking = [Thread(target=run) for _ in range(2)]
     with files.locked():
         for each in asking:
             each.start()
         eventually(lambda: wait_for_it() == 2)
     for each in asking:
         each.join()
-    assert given == [files.prepare_next().public] * 2
+    return told
+
+
+def test_of_two_who_make_a_key_at_once_one_is_told_that_there_is_one(tmp_path: Path) -> None:
+    """Else the second would replace the first one's key, or the public half beside it."""
+    files = KeyFiles(tmp_path / "tree.key", "ledger/main")
+    made, refused = both_at_once(files, files.make)
+    assert made == files.key().public
+    assert str(made) == (tmp_path / "tree.key.pub").read_text().strip()
+    assert "already" in str(refused)
+
+
+def test_two_who_ask_for_the_next_key_at_once_are_given_the_same(tmp_path: Path) -> None:
+    """Else one of them would have made another known than that which is kept."""
+    files = KeyFiles(tmp_path / "tree.key", "ledger/main")
+    files.make()
+    assert both_at_once(files, files.prepare_next) == [files.prepare_next().public] * 2
