@@ -66,6 +66,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS payments_in_order ON payments (authorized_posi
 CREATE INDEX IF NOT EXISTS payments_by_payer ON payments (payer_account_id, authorized_position);
 CREATE INDEX IF NOT EXISTS payments_by_payee ON payments (payee_account_id, authorized_position);
 CREATE INDEX IF NOT EXISTS payments_by_reference ON payments (reference, authorized_position) WHERE reference <> '';
+-- For analysts, as that of entries.
+CREATE INDEX IF NOT EXISTS payments_by_time ON payments USING brin (authorized_at) WITH (autosummarize);
 
 -- insert_requested: payments that are new
 COPY payments (

@@ -20,6 +20,8 @@ CREATE TABLE IF NOT EXISTS transfers (
 -- For lists.
 CREATE UNIQUE INDEX IF NOT EXISTS transfers_in_order ON transfers (position);
 CREATE INDEX IF NOT EXISTS transfers_by_reference ON transfers (reference, position) WHERE reference <> '';
+-- For analysts, as that of entries.
+CREATE INDEX IF NOT EXISTS transfers_by_time ON transfers USING brin (recorded_at) WITH (autosummarize);
 CREATE TABLE IF NOT EXISTS transfer_accounts (
     account_id text   COLLATE "C" NOT NULL,
     position   bigint NOT NULL,

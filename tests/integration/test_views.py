@@ -10,7 +10,7 @@ from psycopg import Connection
 from psycopg.rows import dict_row
 from read_side import History, catch_up, tables
 
-from ledger.postgres import connect
+from ledger.postgres import Role, connect
 from ledger.roles import RIGHTS, VIEWS
 from projections.follower import Follower
 from projections.read_models import create_tables
@@ -49,6 +49,24 @@ def test_the_list_of_what_roles_may_do_is_complete(dsn: str, ledger: str, histor
     with connect(dsn, ledger, "test") as connection:
         found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()").fetchall()
     assert {name for (name,) in found} == RIGHTS.keys() - set(VIEWS)
+
+
+def test_what_analysts_ask_of_a_day_reads_the_rows_of_that_day(dsn: str, ledger: str, history: History) -> None:
+    """And not all there are: here of 300 days with 500 lines each."""
+    with connect(dsn, ledger, "test", Role.OWNER) as owner:
+        owner.execute("""
+            INSERT INTO entries (account_id, position, version, recorded_at, effective_at, kind, currency_code,
+                                 minor_digits, posted_change, reserved_change, posted, reserved, credit_limit)
+            SELECT 'many', n, n, moment, moment, 'OPENED', 'EUR', 2, 0, 0, 0, 0, 0
+            FROM generate_series(1, 150000) AS n,
+                 LATERAL (SELECT timestamptz '2024-01-01' + n * interval '1 day' / 500) AS t (moment)
+        """)
+        owner.execute("SELECT brin_summarize_new_values('entries_by_time')")
+        owner.execute("ANALYZE entries")
+    day = "SELECT sum(posted_change) FROM entries_v1 WHERE recorded_at >= '2024-05-01' AND recorded_at < '2024-05-02'"
+    with connect(dsn, ledger, "test", Role.ANALYST) as analyst:
+        plan = "\n".join(line for (line,) in analyst.execute(f"EXPLAIN {day}".encode()).fetchall())
+    assert "Bitmap Index Scan on entries_by_time" in plan
 
 
 def test_the_views_say_what_the_read_models_and_the_log_say(
