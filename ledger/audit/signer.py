@@ -258,10 +258,16 @@ def predecessor(files: KeyFiles, newest_note: str | None) -> SigningKey | None:
     if newest_note is None:
         # Killed as it was put away, the key in use is among the earlier ones as well.
         return next((key for key in files.earlier_keys() if key.public not in in_use), None)
-    newest = Note.parse(newest_note)
+    newest, before = Note.parse(newest_note), files.earlier_keys()
+    introduced = TreeHead.parse(newest.text).next_key
+    if introduced not in (None, *in_use, *(key.public for key in before)):
+        # Signed by a key of ours as well, but the last time: what that signed from there on would be nobody's.
+        raise SigningRefused(
+            f"the newest tree head introduces another key, {introduced}, which is not beside {files.path}"
+        )
     if newest.signers(in_use):
         return None
-    earlier = [key for key in files.earlier_keys() if newest.signers([key.public])]
+    earlier = [key for key in before if newest.signers([key.public])]
     if not earlier:
         raise SigningRefused(f"the newest tree head was signed by another key than {files.path}")
     return earlier[-1]

@@ -285,6 +285,34 @@ def test_a_head_by_another_key_is_not_built_on(history: History, sign: Callable[
         sign(stranger)
 
 
+@pytest.mark.parametrize("since", [0, 1])
+def test_a_machine_whose_key_was_changed_elsewhere_signs_with_the_files_of_the_other(
+    history: History,
+    files: KeyFiles,
+    sign: Callable[..., Signer],
+    db: psycopg.Connection[Any],
+    tmp_path: Path,
+    since: int,
+) -> None:
+    """As docs/audit.md says: and not before, be the introduction the newest head or not."""
+    grow(history)
+    sign()
+    there = KeyFiles(tmp_path / "there" / "tree.key", "ledger/test")
+    shutil.copytree(files.path.parent, there.path.parent, ignore=lambda *_: ["there"])
+    keys = [files.key().public, files.prepare_next().public]
+    for _ in range(1 + since):
+        grow(history)
+        sign()
+
+    grow(history)
+    with pytest.raises(SigningRefused, match="introduces another key" if since == 0 else "signed by another key"):
+        sign(there)
+    for each in files.path.parent.glob("tree.key*"):
+        shutil.copy2(each, there.path.parent)
+    sign(there)
+    assert check_heads(db, keys)[-1].size == history.head
+
+
 def test_a_refusal_is_shown_and_ends_when_its_cause_does(
     dsn: str, ledger: str, history: History, files: KeyFiles, db: psycopg.Connection[Any]
 ) -> None:
