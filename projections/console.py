@@ -11,7 +11,7 @@ from ledger.bars import Bars
 from ledger.database import reached
 from ledger.exits import EXIT_FAILED, fail, undo_when_told_to_end
 from ledger.flags import DataDir, Dsn, LedgerName, settings_of
-from ledger.migrations import require_migrated
+from ledger.migrations import require_migrated, require_read_models
 from ledger.postgres import Role, connect
 from ledger.tables import screen, table_of
 
@@ -36,6 +36,7 @@ def status(
     settings = settings_of(dsn=dsn, data_dir=data_dir, ledger=ledger)
     with reached(settings) as database:
         require_migrated(database, settings.ledger, Role.AUDITOR)
+        require_read_models(database, settings.ledger, Role.AUDITOR)
         with connect(database, settings.ledger, "ledger-status", Role.AUDITOR) as connection:
             followers = read_status(connection)
     if as_json:
@@ -71,6 +72,7 @@ def rebuild(
     undo_when_told_to_end()
     with reached(settings) as database, Bars() as bars:
         require_migrated(database, settings.ledger, Role.OWNER)
+        require_read_models(database, settings.ledger, Role.OWNER)
         try:
             with Rebuild(database, settings.ledger, bars.show) as building:
                 building.catch_up()

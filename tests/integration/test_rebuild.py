@@ -227,6 +227,19 @@ def test_only_one_rebuild_of_a_ledger_at_a_time(dsn: str, ledger: str, living: H
     assert check_read_models(dsn, ledger) == living.head
 
 
+@pytest.mark.parametrize("command", ["status", "rebuild"])
+def test_a_ledger_whose_migration_was_killed_midway_is_named(
+    dsn: str, ledger: str, living: History, command: str
+) -> None:
+    """The read models are made last; without them it was the database's own words that told."""
+    with connect(dsn, ledger, "test", Role.OWNER) as owner:
+        owner.execute("DROP TABLE checkpoints")
+    asked = [sys.executable, "-m", "ledger.cli", "projections", command, "--dsn", dsn, "--ledger", ledger]
+    ended = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert ended.returncode == 3
+    assert "is migrated in part, without checkpoints: run `ledger migrate" in ended.stderr
+
+
 def test_a_rebuild_that_is_told_to_end_leaves_nothing(dsn: str, ledger: str, living: History) -> None:
     """Tables as large as the read models would stay until the next one. Timers and containers send no other signal."""
     before = tables(dsn, ledger)
