@@ -166,7 +166,7 @@ def _report(what: object) -> None:
 
 def main() -> None:
     """Follow until the server closes its pipe."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # Sent to the whole group by Ctrl-C: the server ends this one.
+    for each in (signal.SIGINT, signal.SIGTERM):  # Sent to all that run in a container, say: the server ends this one.
         signal.signal(each, signal.SIG_IGN)
     terms = Terms(**json.loads(sys.stdin.readline()))
     log_output.configure(terms.log_level, terms.log_format)

@@ -40,12 +40,13 @@ def run(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
     with metrics_served(settings.metrics_listen, metrics.registry):
         follower.start()
         ready()
-        while follower.failure is None and not stopping.wait(WATCH_S):
+        # Asked once: a failure that a rebuild takes back a moment later has ended this all the same.
+        while (failure := follower.failure) is None and not stopping.wait(WATCH_S):
             watch.look()
         follower.stop()
         watch.close()
-    if follower.failure is not None:
-        raise FollowerStopped(f"the follower stopped: {follower.failure}")
+    if failure is not None:
+        raise FollowerStopped(f"the follower stopped: {failure}")
 
 
 def _readings(settings: Settings, watch: LagWatch) -> Iterator[Reading]:
