@@ -59,8 +59,9 @@ def _connection_string(dsn: str) -> str:
         raise ValueError("not a connection string of Postgres, such as postgresql://USER@HOST:5432/DATABASE") from None
     hosts, ports = (str(parts.get(key, "")).split(",") for key in ("host", "port"))
     # The rest of a password that has an @ is taken for a host, and would be named as one that can't be found. One that
-    # begins with an @ is an abstract socket.
-    if any("@" in host[1:] for host in hosts) or not all(port.isdigit() or not port for port in ports):
+    # begins with an @ is an abstract socket, and one that begins with a / the folder of one: /home/me@company/run, say.
+    is_rest = any("@" in host[1:] for host in hosts if not host.startswith("/"))
+    if is_rest or not all(port.isdigit() or not port for port in ports):
         raise ValueError("its host or port can't be one: in a URL an @ or / of the password is written %40 or %2F")
     return dsn
 

@@ -332,6 +332,7 @@ REFUSALS: Final = [
     Refusal(3, "reach the database", ["serve", "--dsn", NOBODY]),
     Refusal(3, "reach the database", ["migrate"], {"LEDGER_DSN": NOBODY}),
     Refusal(3, "reach the database", ["follow", "--dsn", NOBODY]),
+    Refusal(3, "reach the database.*me@company", ["migrate", "--dsn", "postgresql:///x?host=/none/me@company"]),
     Refusal(2, "(?i)dsn|connection string", ["migrate", "--dsn", "nonsense"]),
     Refusal(2, "(?i)dsn|connection string", ["serve"], {"LEDGER_DSN": f"postgresql://ledger:{SESAME}@[127.0.0.1/x"}),
     Refusal(
