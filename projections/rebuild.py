@@ -212,11 +212,11 @@ class Rebuild:
     # --- the scratch schema ------------------------------------------------------------------------------------------
 
     def _create_tables(self) -> None:
-        """The same tables once more, found first from now on; the log is found behind them."""
-        self._connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self._scratch)))
-        self._search(self._scratch, self._ledger_schema)
-        self._connection.execute("SET synchronous_commit = off")  # it can all be made again
+        """The same tables once more, found first from now on; the log is found behind them. All of that or nothing."""
         with self._connection.transaction():
+            self._connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self._scratch)))
+            self._search(self._scratch, self._ledger_schema)
+            self._connection.execute("SET synchronous_commit = off")  # it can all be made again
             read_models.create_bare_tables(self._connection)
             for drop, definition in self._connection.execute(SQL.indexes, {}).fetchall():
                 self._connection.execute(drop)

@@ -240,12 +240,13 @@ def test_a_ledger_whose_migration_was_killed_midway_is_named(
     assert "is migrated in part, without checkpoints: run `ledger migrate" in ended.stderr
 
 
-def test_a_rebuild_that_is_told_to_end_leaves_nothing(dsn: str, ledger: str, living: History) -> None:
+@pytest.mark.parametrize("lock", ["entries IN ACCESS SHARE", "pg_attrdef IN SHARE"], ids=["swapping", "beginning"])
+def test_a_rebuild_that_is_told_to_end_leaves_nothing(dsn: str, ledger: str, living: History, lock: str) -> None:
     """Tables as large as the read models would stay until the next one. Timers and containers send no other signal."""
     before = tables(dsn, ledger)
     command = [sys.executable, "-m", "ledger.cli", "projections", "rebuild", "--dsn", dsn, "--ledger", ledger]
     with connect(dsn, ledger, "test") as analyst, analyst.transaction():
-        analyst.execute("LOCK TABLE entries IN ACCESS SHARE MODE")
+        analyst.execute(f"LOCK TABLE {lock} MODE".encode())
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             eventually(lambda: waits_for_lock(dsn, f"rebuild-{ledger}"))
             process.terminate()
