@@ -155,8 +155,6 @@ class Rebuild:
         Raises RebuildImpossible when somebody reads the old ones for longer than others can be kept waiting, or has
         built on them what would be lost with them.
         """
-        with self._as_live():
-            views.create_views(self._connection)
         for _ in range(_SWAP_TRIES):
             self.catch_up()
             try:

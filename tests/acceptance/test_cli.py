@@ -451,6 +451,8 @@ def test_a_demo_that_is_interrupted_leaves_nothing(begun: str, tmp_path: Path) -
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=HAPPENS_WITHIN_S)
     assert "Traceback" not in output
+    commands = (" ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"]))
+    assert [each for each in commands if str(tmp_path) in each] == []
     assert process.returncode in (1, 130)
     assert list(tmp_path.iterdir()) == []
 
